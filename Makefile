@@ -1,0 +1,97 @@
+# Every target sets up what it needs; nothing needs root. A second run does only what changed.
+#
+#   make demo [DATA=DIR] [K=2000] [FRESH=1]   the main job, end to end, on real data
+#   make test [DATA=DIR] [ARGS='-k topk']     every test, C++ and Python
+#   make check                                format, lint, types, floors, protos
+#   make format  make serve  make loadtest  make clean
+#
+# PYTHON=... picks the interpreter (3.11 or newer), CXX=... the C++20 compiler.
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3) python3)
+ifeq ($(origin CXX),default)
+CXX := c++
+endif
+export CXX
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMPS := build/stamps
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# The venv's cmake, ninja and protoc plugins, whatever else the machine has.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+CPP_FILES   := $(shell find csrc -name '*.h' -o -name '*.cpp')
+BUILD_FILES := setup.py CMakeLists.txt $(CPP_FILES) $(shell find csrc cmake -name CMakeLists.txt -o -name '*.cmake*' 2>/dev/null)
+PROTO_FILES := $(shell find protos -type f)
+PYTHON_DIRS := python/lookalike handlers protos/generate.py examples loadtests setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-cpp test-python check format serve loadtest clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMPS)/package
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo 'lookalike needs Python 3.11 or newer: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@echo 'int main() {}' | $(CXX) -std=c++20 -fsyntax-only -x c++ - 2>/dev/null \
+	  || { echo 'lookalike needs a C++20 compiler, such as g++ 12: make CXX=/path/to/g++' >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) >/dev/null \
+	  || { echo 'cannot make a virtual environment: install the venv module of $(PYTHON) (Debian: python3-venv)' >&2; exit 1; }
+	@mkdir -p $(STAMPS) && touch $@
+
+# Requirements first and the package after them, without build isolation: pip would otherwise fetch the build's own
+# copy of each.
+$(STAMPS)/requirements: $(STAMPS)/venv pyproject.toml constraints.txt
+	@echo 'installing requirements into $(VENV) ...'
+	@$(BIN)/python -c 'import itertools, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	  print(*p["build-system"]["requires"], *p["project"]["dependencies"], \
+	  *itertools.chain(*p["project"]["optional-dependencies"].values()), sep="\n")' > build/requirements.txt
+	@$(PIP) install --quiet --prefer-binary -c constraints.txt -r build/requirements.txt
+	@touch $@
+
+$(STAMPS)/package: $(STAMPS)/requirements $(BUILD_FILES) $(PROTO_FILES)
+	@echo 'building lookalike ...'
+	@$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: $(STAMPS)/package
+	@$(BIN)/python examples/demo.py $(if $(DATA),--data '$(DATA)') $(if $(K),--k $(K)) $(if $(FRESH),--fresh)
+
+test: test-cpp test-python
+
+test-cpp: $(STAMPS)/requirements
+	@cmake -S . -B build/cmake -G Ninja -DCMAKE_BUILD_TYPE=Release -DLOOKALIKE_DEVELOPER_MODE=ON \
+	  -DPython_EXECUTABLE='$(CURDIR)/$(BIN)/python' > build/cmake.log || { cat build/cmake.log; exit 1; }
+	@cmake --build build/cmake
+	@ctest --test-dir build/cmake --output-on-failure
+
+test-python: $(STAMPS)/package
+	@$(BIN)/python -m pytest $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+check: $(STAMPS)/package
+	ruff format --check .
+	ruff check .
+	mypy $(PYTHON_DIRS)
+	cd python && lint-imports --config ../pyproject.toml
+	clang-format --dry-run -Werror $(CPP_FILES)
+	python protos/generate.py --descriptors build/protos.binpb
+	buf lint build/protos.binpb --config protos/buf.yaml
+
+format: $(STAMPS)/requirements
+	ruff format .
+	ruff check --fix .
+	clang-format -i $(CPP_FILES)
+
+serve: $(STAMPS)/package
+	@$(BIN)/python examples/demo.py $(if $(DATA),--data '$(DATA)') --serve
+
+loadtest: $(STAMPS)/package
+	@$(BIN)/python loadtests/run.py
+
+clean:
+	rm -rf build dist .venv .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find python -name '*_pb2*.py*' -delete -o -name '*.so' -delete

@@ -1,0 +1,109 @@
+// Exact top-K of a stream of scores: the k highest, with their rows, of up to 2^32.
+//
+// What is selected is a law, not an accident. Rows are ordered by score, higher first, and equal scores by row, lower
+// first. So the selection and its order are the same for every way of cutting the scores into pushes, for every order
+// of the pushes, for every number of threads, for every merge tree and for every instruction set.
+//
+//   * -0 and +0 are equal and come back as +0. Infinities and denormal numbers are ordinary scores, also on a thread
+//     that flushes denormals to zero.
+//   * NaN is never selected. NanPolicy says whether a push that holds one is refused or goes on without it.
+//   * A skipped row (a seed, a suppressed or ineligible user) is never selected, and its score is not looked at.
+//
+// Memory: 8 bytes for each of at most max(2 k, k + 4096) keys, allocated as they come; k may exceed the number of rows
+// at no cost. Each push under way holds as much again at most, and never more than 8 bytes a score pushed.
+// Stack: under 20 KiB a thread. Threads: push starts `threads` - 1 of its own and joins them before it returns; none
+// stays behind.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+namespace lookalike {
+
+enum class NanPolicy : std::uint8_t {
+  kRaise,  // a push with NaN in a row that is not skipped throws InvalidInput and leaves everything as it was
+  kSkip,   // NaN is counted and passed over
+};
+
+struct TopKOptions {
+  /// Rows there are: 0 .. num_rows - 1. A push beyond is an error. At most 2^32, which stands for "not known".
+  std::uint64_t num_rows = std::uint64_t{1} << 32;
+
+  /// Bitmap of rows never to be selected: row r is bit r & 7 of byte r >> 3. Empty: none is skipped. Otherwise it must
+  /// cover every row pushed (all of num_rows, where that is given). It is not copied: it must outlive the TopK, and its
+  /// bits must not change while a push is under way.
+  std::span<const std::uint8_t> skip = {};
+
+  NanPolicy nan = NanPolicy::kRaise;
+};
+
+struct PushOptions {
+  /// Threads that share the push, the caller's among them; at least 1. A push too small to gain by it uses fewer.
+  unsigned threads = 1;
+
+  /// Called on the caller's thread about every 50 ms. It may throw to abandon the push: nothing of it is kept, and the
+  /// exception is rethrown.
+  std::function<void()> poll = {};
+};
+
+/// The selection: rows[i] has scores[i]. min(k, eligible rows) of them.
+struct Selection {
+  std::vector<std::uint32_t> rows;
+  std::vector<float> scores;
+};
+
+/// Where the selection ends.
+struct Cutoff {
+  float score;              // of the last row selected
+  std::uint64_t tied;       // rows with exactly this score among all that were pushed and not skipped
+  std::uint64_t selected;   // of these, in the selection: the lowest rows
+};
+
+/// Any member but the destructor and the move operations may be called from any number of threads at once. A failed
+/// call (any exception) leaves the TopK as it was.
+class TopK {
+ public:
+  /// Throws InvalidInput if num_rows exceeds 2^32 or the bitmap is too short for it.
+  explicit TopK(std::uint64_t k, const TopKOptions& options = {});
+  ~TopK();
+  TopK(TopK&&) noexcept;
+  TopK& operator=(TopK&&) noexcept;
+
+  /// Offers scores[i] for row first_row + i. Every row is pushed at most once, in any order; only the caller can know
+  /// that (a surplus of rows over num_rows is noticed).
+  ///
+  /// Throws InvalidInput: a row beyond num_rows or the bitmap, more rows than there are, threads = 0, or NaN under
+  /// NanPolicy::kRaise (the message names the first such row).
+  void push(std::span<const float> scores, std::uint64_t first_row, const PushOptions& options = {});
+
+  /// Takes in all that `other` has seen, as if it had been pushed here; `other` stays as it is. Both must have the same
+  /// k. Throws InvalidInput: another k, the TopK itself, or more rows than there are.
+  void merge(const TopK& other);
+
+  /// The selection so far; more may be pushed afterwards. `sorted`: best first; otherwise in no order that means
+  /// anything. Sorting is done on the calling thread.
+  [[nodiscard]] Selection finish(bool sorted = true);
+
+  /// Exact, like the selection; empty if nothing is selected. Costs one pass over the keys kept.
+  [[nodiscard]] std::optional<Cutoff> cutoff();
+
+  [[nodiscard]] std::uint64_t k() const noexcept;
+  /// Rows pushed: selected or not, skipped and NaN included.
+  [[nodiscard]] std::uint64_t rows_seen() const;
+  [[nodiscard]] std::uint64_t rows_skipped() const;
+  /// NaN scores in rows that were not skipped. Always 0 under NanPolicy::kRaise.
+  [[nodiscard]] std::uint64_t nan_count() const;
+  /// A score below this will not be selected, whatever is pushed. -inf while anything may still enter. It only rises,
+  /// and may lag behind the cut-off.
+  [[nodiscard]] float threshold() const noexcept;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lookalike

@@ -1,0 +1,257 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "check.h"
+#include "lookalike/cpu.h"
+#include "lookalike/error.h"
+#include "lookalike/topk.h"
+#include "oracle.h"
+#include "topk/scan.h"
+
+using lookalike::InvalidInput;
+using lookalike::NanPolicy;
+using lookalike::TopK;
+
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+/// Runs the body once for each level this machine has.
+template <class Body>
+void at_every_level(Body body) {
+  for (const auto level : lookalike::supported_simd_levels()) {
+    lookalike::force_simd_level(level);
+    body(std::string(lookalike::name(level)));
+  }
+  lookalike::reset_simd_level();
+}
+
+/// The stretches of 0 .. size, `chunk` long, in random order if `shuffled`.
+std::vector<std::pair<std::size_t, std::size_t>> chunks(std::size_t size, std::size_t chunk, bool shuffled,
+                                                        std::mt19937& random) {
+  std::vector<std::pair<std::size_t, std::size_t>> all;
+  for (std::size_t begin = 0; begin < size; begin += chunk) {
+    all.emplace_back(begin, std::min(chunk, size - begin));
+  }
+  if (shuffled) {
+    std::shuffle(all.begin(), all.end(), random);
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST(agrees_with_sorting_for_every_distribution_k_and_chunking) {
+  at_every_level([](const std::string& level) {
+    std::mt19937 random(7);
+    for (const std::string& distribution : oracle::distributions()) {
+      for (const std::size_t size : {0U, 1U, 63U, 64U, 65U, 3000U, 30000U}) {
+        const auto scores = oracle::scores(distribution, size, random);
+        const auto skip = size % 2 == 0 ? std::vector<std::uint8_t>{} : oracle::skip_bitmap(size, 20, random);
+        for (const std::size_t k : std::vector<std::size_t>{0, 1, 10, 1000, size / 2, size, size + 5}) {
+          const auto expected = oracle::select(scores, k, skip);
+          for (const std::size_t chunk : {size + 1, std::size_t{4096}, std::size_t{61}}) {
+            for (const bool shuffled : {false, true}) {
+              TopK top(k, {.num_rows = size, .skip = skip, .nan = NanPolicy::kSkip});
+              for (const auto& [begin, count] : chunks(size, chunk, shuffled, random)) {
+                top.push({scores.data() + begin, count}, begin);
+              }
+              oracle::check_same(top, expected, size,
+                                 level + ' ' + distribution + " size=" + std::to_string(size) + " k=" +
+                                     std::to_string(k) + " chunk=" + std::to_string(chunk));
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(one_score_at_a_time_in_any_order) {
+  std::mt19937 random(11);
+  for (const std::string& distribution : oracle::distributions()) {
+    const auto scores = oracle::scores(distribution, 20000, random);
+    const auto expected = oracle::select(scores, 100);
+    TopK top(100, {.nan = NanPolicy::kSkip});
+    for (const auto& [row, one] : chunks(scores.size(), 1, true, random)) {
+      top.push({&scores[row], one}, row);
+    }
+    oracle::check_same(top, expected, scores.size(), distribution);
+  }
+}
+
+TEST(merging_is_like_pushing) {
+  std::mt19937 random(13);
+  for (const std::string& distribution : oracle::distributions()) {
+    const auto scores = oracle::scores(distribution, 40000, random);
+    const auto skip = oracle::skip_bitmap(scores.size(), 10, random);
+    for (const std::size_t k : {1U, 50U, 5000U, 100000U}) {
+      const auto expected = oracle::select(scores, k, skip);
+      const lookalike::TopKOptions options{.skip = skip, .nan = NanPolicy::kSkip};
+      std::vector<TopK> parts;
+      for (int i = 0; i < 5; ++i) {
+        parts.emplace_back(k, options);
+      }
+      for (const auto& [begin, count] : chunks(scores.size(), 777, true, random)) {
+        parts[random() % 4].push({scores.data() + begin, count}, begin);  // the fifth stays empty
+      }
+      parts[0].merge(parts[1]);
+      parts[2].merge(parts[3]);
+      parts[4].merge(parts[2]);
+      parts[4].merge(parts[0]);
+      oracle::check_same(parts[4], expected, scores.size(), distribution + " k=" + std::to_string(k));
+    }
+  }
+}
+
+TEST(a_merge_leaves_its_source_as_it_was) {
+  const std::vector<float> scores{3, 1, 2};
+  TopK one(2);
+  TopK two(2);
+  one.push(scores, 0);
+  two.push(scores, 3);
+  one.merge(two);
+  CHECK((two.finish().rows == std::vector<std::uint32_t>{3, 5}));
+  CHECK((one.finish().rows == std::vector<std::uint32_t>{0, 3}));
+  CHECK_EQUAL(two.rows_seen(), 3U);
+  CHECK_THROWS(InvalidInput, "into itself", one.merge(one));
+  TopK other(3);
+  CHECK_THROWS(InvalidInput, "same k", one.merge(other));
+}
+
+TEST(more_may_be_pushed_after_finish) {
+  std::mt19937 random(17);
+  const auto scores = oracle::scores("few", 20000, random);
+  TopK top(500);
+  for (const auto& [begin, count] : chunks(scores.size(), 1000, false, random)) {
+    top.push({scores.data() + begin, count}, begin);
+    const std::vector<float> so_far(scores.begin(), scores.begin() + static_cast<std::ptrdiff_t>(begin + count));
+    oracle::check_same(top, oracle::select(so_far, 500), so_far.size(), "up to " + std::to_string(begin + count));
+  }
+}
+
+TEST(nan_is_refused_and_nothing_is_kept) {
+  at_every_level([](const std::string& level) {
+    for (const std::size_t position : {std::size_t{0}, std::size_t{63}, std::size_t{70'000}, std::size_t{199'999}}) {
+      std::vector<float> scores(200'000, 1.0F);
+      TopK top(10);
+      const std::vector<float> first{0.5F, 0.25F};
+      top.push(first, 0);
+      scores[position] = kNan;
+      CHECK_THROWS(InvalidInput, "row " + std::to_string(position + 2) + " is NaN", top.push(scores, 2));
+      CHECK_EQUAL_IN(top.rows_seen(), 2U, level);
+      CHECK((top.finish().rows == std::vector<std::uint32_t>{0, 1}));
+      scores[position] = 2.0F;
+      top.push(scores, 2);
+      CHECK_EQUAL_IN(top.finish().rows.front(), position + 2, level);
+    }
+  });
+}
+
+TEST(nan_of_a_skipped_row_is_not_looked_at) {
+  at_every_level([](const std::string& level) {
+    std::vector<float> scores(100, 1.0F);
+    scores[77] = kNan;
+    std::vector<std::uint8_t> skip(13);
+    skip[77 / 8] = 1U << (77 % 8);
+    TopK top(3, {.num_rows = 100, .skip = skip});
+    top.push(scores, 0);
+    CHECK_EQUAL_IN(top.nan_count(), 0U, level);
+    CHECK_EQUAL_IN(top.rows_skipped(), 1U, level);
+  });
+}
+
+TEST(an_abandoned_push_leaves_nothing) {
+  std::vector<float> scores(std::size_t{1} << 26);
+  TopK top(5);
+  // Long enough to be polled unless the machine reads 5 GB/s a thread; then the push must have succeeded.
+  const auto poll = [] { throw std::runtime_error("enough"); };
+  try {
+    top.push(scores, 0, {.threads = 2, .poll = poll});
+    CHECK_EQUAL(top.rows_seen(), scores.size());
+  } catch (const std::runtime_error&) {
+    CHECK_EQUAL(top.rows_seen(), 0U);
+    CHECK(top.finish().rows.empty());
+  }
+}
+
+TEST(rows_at_the_far_end) {
+  constexpr std::uint64_t kEnd = std::uint64_t{1} << 32;
+  at_every_level([](const std::string& level) {
+    const std::vector<float> scores{1, 3, 2};
+    TopK top(2);
+    top.push(scores, kEnd - 3);
+    CHECK_EQUAL_IN(top.finish().rows.front(), 0xFFFFFFFEU, level);
+    CHECK_THROWS(InvalidInput, "split the pool", top.push(scores, kEnd - 2));
+    CHECK_THROWS(InvalidInput, "split the pool", top.push(scores, ~std::uint64_t{0}));
+  });
+  CHECK_THROWS(InvalidInput, "split the pool", TopK(1, {.num_rows = kEnd + 1}));
+}
+
+TEST(wrong_arguments) {
+  const std::vector<float> scores{1, 2, 3};
+  const std::vector<std::uint8_t> skip(1);
+  CHECK_THROWS(InvalidInput, "at least 1", TopK(1).push(scores, 0, {.threads = 0}));
+  CHECK_THROWS(InvalidInput, "announced by num_rows", TopK(1, {.num_rows = 3}).push(scores, 1));
+  CHECK_THROWS(InvalidInput, "bitmap has 1 bytes", TopK(1, {.num_rows = 9, .skip = skip}));
+  CHECK_THROWS(InvalidInput, "covers 8 rows", TopK(1, {.skip = skip}).push(scores, 6));
+  TopK twice(1, {.num_rows = 4});
+  twice.push(scores, 0);
+  CHECK_THROWS(InvalidInput, "push every row once", twice.push(scores, 0));
+  CHECK_EQUAL(twice.rows_seen(), 3U);
+}
+
+TEST(a_huge_k_costs_nothing) {
+  const std::vector<float> scores{1, 3, 2};
+  TopK top(~std::uint64_t{0});
+  top.push(scores, 0);
+  CHECK((top.finish().rows == std::vector<std::uint32_t>{1, 2, 0}));
+}
+
+#if defined(__SSE2__)
+TEST(denormals_count_where_the_thread_flushes_them) {
+  constexpr unsigned kFlushAndDenormalsAreZero = 0x8040;
+  std::mt19937 random(19);
+  const auto scores = oracle::scores("denormals", 20000, random);
+  const auto expected = oracle::select(scores, 5000);
+  at_every_level([&](const std::string& level) {
+    TopK top(5000);
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | kFlushAndDenormalsAreZero);
+    for (const auto& [begin, count] : chunks(scores.size(), 1000, false, random)) {
+      top.push({scores.data() + begin, count}, begin);
+    }
+    _mm_setcsr(before);
+    oracle::check_same(top, expected, scores.size(), level);
+  });
+}
+#endif
+
+TEST(keys_are_in_the_order_of_scores_and_rows) {
+  using namespace lookalike::detail;
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  constexpr float kTiny = std::numeric_limits<float>::denorm_min();
+  const std::vector<float> ascending{-kInf, -2, -1, -kTiny, 0, kTiny, 1, 2, kInf};
+  for (std::size_t i = 0; i < ascending.size(); ++i) {
+    const Key key = make_key(ascending[i], 5);
+    CHECK_EQUAL(score_of(key), ascending[i]);
+    CHECK_EQUAL(row_of(key), 5U);
+    CHECK(key > kBelowAll);
+    CHECK(key > make_key(ascending[i], 6));
+    CHECK(i == 0 || make_key(ascending[i], 0xFFFFFFFFU) > make_key(ascending[i - 1], 0));
+  }
+  CHECK_EQUAL(make_key(-0.0F, 1), make_key(0.0F, 1));
+}
+
+int main() { return check::run(); }

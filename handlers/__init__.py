@@ -1,0 +1,1 @@
+"""TorchServe handlers (installed as `lookalike_handlers`): thin over `lookalike.runtime.execute`."""

@@ -1,0 +1,1 @@
+"""The command line. `app` puts the commands together and turns errors into exit codes; nothing below knows of it."""

@@ -1,0 +1,135 @@
+"""`lookalike ingest`, `simulate` and `dataset get`: getting data into the forms everything else reads.
+
+Knows the dataset and pool rooms; torch is loaded only to read a checkpoint's vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lookalike.cli import display
+from lookalike.cli.options import Overwrite
+
+dataset_app = typer.Typer(no_args_is_help=True, help="Published data sets.", rich_markup_mode=None)
+
+
+@dataset_app.callback()
+def _group() -> None:
+    """Published data sets, downloaded from their publishers' own sites."""
+
+
+@dataset_app.command()
+def get(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ml1m or kuairand.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write; default: NAME.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where downloads are kept; default: ~/.cache/lookalike.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Download a data set, show its licence, and convert it: users.parquet, campaigns.parquet, samples.parquet.
+
+    \b
+    Examples:
+      lookalike dataset get ml1m
+      lookalike dataset get kuairand --output data/kuairand
+    """
+    from lookalike.dataset.published import get as get_published
+
+    with display.progress() as report:
+        dataset = get_published(
+            name,
+            output or Path(name),
+            cache=cache,
+            progress=lambda done, total: report("bytes", done, total, ""),
+            notice=display.say,
+            overwrite=overwrite,
+        )
+    _summary(dataset.path)
+
+
+def simulate(
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Dataset folder to write.")],
+    users: Annotated[int, typer.Option(help="How many users.")] = 5000,
+    campaigns: Annotated[int, typer.Option(help="How many campaigns; some are for testing.")] = 60,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    string_ids: Annotated[bool, typer.Option("--string-ids", help="Ids are strings, not integers.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a synthetic dataset: to try everything with no data at hand.
+
+    \b
+    Example:
+      lookalike simulate sample --users 5000 --campaigns 60
+    """
+    from lookalike.dataset.synthetic import simulate as write
+
+    write(output, users=users, campaigns=campaigns, seed=seed, string_ids=string_ids, overwrite=overwrite)
+    _summary(output)
+
+
+def ingest(
+    users: Annotated[list[Path], typer.Argument(metavar="USERS", help="Parquet files or folders of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Snapshot folder to write.")],
+    schema: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Encode as this checkpoint does, so that the snapshot fits it."),
+    ] = None,
+    memory_gib: Annotated[float, typer.Option(help="What sorting may use before it goes to disk.")] = 4.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn Parquet into a pool: a memory-mapped snapshot of all candidates, sorted by user id.
+
+    The Parquet needs a column user_id (integers or strings); every other column is a feature: text and integers are
+    categories, lists are multi-valued, floating-point numbers are numeric.
+
+    Without --schema the vocabulary is made of these users; that is right before training. Later snapshots of the
+    same pool are ingested with the checkpoint they are for.
+
+    \b
+    Examples:
+      lookalike ingest ml1m/users.parquet --output pool
+      lookalike ingest users/ --output pool-tuesday --schema general
+    """
+    from lookalike.pool.ingest import ingest as write
+    from lookalike.schema import FeatureSchema
+
+    wanted = None
+    if schema is not None:
+        from lookalike.training.checkpoint import read_description
+
+        wanted = FeatureSchema.from_json(read_description(schema)["user_schema"])
+    with display.progress() as report:
+        pool = write(
+            users,
+            output,
+            schema=wanted,
+            progress=lambda done, total: report("ingesting", done, total, ""),
+            overwrite=overwrite,
+            memory_gib=memory_gib,
+        )
+    display.table(
+        [
+            ("pool", pool.path),
+            ("users", pool.num_users),
+            ("fields", len(pool.schema.fields)),
+            ("fingerprint", pool.fingerprint),
+        ]
+    )
+
+
+def _summary(path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from lookalike.dataset.layout import Dataset
+
+    dataset = Dataset.open(path)
+    display.table(
+        [
+            ("dataset", path),
+            ("users", pq.read_metadata(dataset.users_path).num_rows),
+            ("campaigns to train", len(dataset.campaign_ids("train"))),
+            ("campaigns to test", len(dataset.campaign_ids("test"))),
+        ]
+    )

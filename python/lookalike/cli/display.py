@@ -1,0 +1,96 @@
+"""How long work shows itself: bars on a terminal, a log line now and then elsewhere; both on stderr.
+
+Knows names and numbers only, not what they count.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+Report = Callable[[str, int, int, str], None]
+"""Called with (what, done, total, note), as often as one likes; a total of 0 is unknown."""
+
+# Often enough to see that it lives, seldom enough to keep a log readable.
+LOG_INTERVAL_SECONDS = 10.0
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Shows what is reported while the block runs: one bar for each `what` on a terminal, else log lines."""
+    if sys.stderr.isatty():
+        with _bars() as report:
+            yield report
+    else:
+        yield _LogLines()
+
+
+@contextmanager
+def _bars() -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int, note: str = "") -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=None, note="")
+            bars.update(tasks[what], completed=done, total=total or None, note=note)
+
+        yield report
+
+
+class _LogLines:
+    def __init__(self) -> None:
+        self._what = ""
+        self._next = 0.0
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        finished = bool(total) and done >= total
+        if what == self._what and now < self._next and not finished:
+            return
+        self._what, self._next = what, now + LOG_INTERVAL_SECONDS
+        share = f"{done:,} of {total:,}" if total else f"{done:,}"
+        say(f"{what}: {share}" + (f", {note}" if note else ""))
+
+
+def say(text: str) -> None:
+    """A line for the person who watches; on stderr, so that stdout holds results only."""
+    typer.echo(text, err=True)
+
+
+def table(rows: Iterable[tuple[str, object]]) -> None:
+    """Print names and values on stdout, in two columns."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        typer.echo(f"{name:<{width}}  {shown}")
+
+
+def print_json(data: Mapping[str, Any] | list[Any]) -> None:
+    """Print plain data on stdout as indented JSON."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))

@@ -1,0 +1,105 @@
+"""`lookalike expand` and `verify`: an audience made and checked in this process, without a service.
+
+Knows the expander and retrieval.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lookalike.cli import display
+from lookalike.cli.options import (
+    AsJson,
+    CampaignName,
+    CheckpointFolder,
+    ConfigFile,
+    DatasetFolder,
+    Features,
+    IncludeSeeds,
+    Overrides,
+    PoolFolder,
+    RandomSeed,
+    SeedsFile,
+    Size,
+    configuration,
+)
+
+if TYPE_CHECKING:
+    from lookalike.retrieval.receipt import Progress, Receipt
+
+
+def expand(
+    checkpoint: CheckpointFolder,
+    pool: PoolFolder,
+    campaign: CampaignName,
+    size: Size,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Default: audiences/CAMPAIGN-...")
+    ] = None,
+    seeds: SeedsFile = None,
+    features: Features = None,
+    dataset: DatasetFolder = None,
+    include_seeds: IncludeSeeds = False,
+    random_seed: RandomSeed = 0,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Find the users of a pool who are most like a campaign's seeds, in this process.
+
+    Writes a folder: audience.parquet (rank, user_id, score), manifest.json (the receipt), model.pt (the customised
+    model) and seeds.parquet. If the folder holds this very audience already, nothing is done.
+
+    \b
+    Examples:
+      lookalike expand --checkpoint general --pool pool --dataset ml1m --campaign 1 -k 500
+      lookalike expand --checkpoint general --pool pool --campaign spring --seeds seeds.txt \\
+          --feature category=shoes -k 100000 --output audiences/spring
+    """
+    from lookalike.cli.seeds import gather
+    from lookalike.expander import Expander
+
+    user_ids, values = gather(campaign, seeds, features, dataset)
+    expander = Expander.open(checkpoint, pool, configuration(config, overrides, checkpoint=checkpoint))
+    with display.progress() as report:
+
+        def show(step: Progress) -> None:
+            report(step.stage.value.lower(), step.done, step.total, "")
+
+        audience = expander.expand(
+            campaign=campaign,
+            features=values,
+            seeds=user_ids,
+            k=size,
+            output=output,
+            include_seeds=include_seeds,
+            random_seed=random_seed,
+            progress=show,
+        )
+    if as_json:
+        display.print_json({"audience": str(audience.path), **audience.receipt.to_json()})
+    else:
+        _show(audience.path, audience.receipt)
+
+
+def _show(path: Path, receipt: Receipt) -> None:
+    seeds, adaptation = receipt.seeds, receipt.adaptation
+    rows: list[tuple[str, object]] = [
+        ("audience", path),
+        ("members", receipt.k),
+        ("seeds", f"{seeds.given:,} given, {seeds.matched:,} matched, {seeds.not_in_pool:,} not in the pool"),
+        ("users scored", receipt.users_scored),
+        ("cut-off", f"{receipt.cutoff_score}, {receipt.ties_at_cutoff:,} users on it, {receipt.ties_selected:,} in"),
+        ("seconds", ", ".join(f"{name} {seconds:.2f}" for name, seconds in receipt.seconds.items())),
+    ]
+    if adaptation.held_out_auc is not None and adaptation.general_auc is not None:
+        gain = f"{adaptation.held_out_auc:.4f} on held-out seeds, {adaptation.general_auc:.4f} before adapting"
+        rows.append(("AUC", gain))
+    display.table(rows)
+
+
+def verify() -> None:
+    """x"""

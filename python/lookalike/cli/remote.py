@@ -1,0 +1,261 @@
+"""`lookalike client`: order expansions from a running service, follow them, read audiences. Knows `client` only."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lookalike.cli import display
+from lookalike.cli.options import (
+    AsJson,
+    CampaignName,
+    DatasetFolder,
+    Features,
+    IncludeSeeds,
+    RandomSeed,
+    SeedsFile,
+    Size,
+)
+from lookalike.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from lookalike.client import Client, Expansion
+    from lookalike.v1.audience_pb2 import Audience, ExpandAudienceMetadata
+
+client_app = typer.Typer(no_args_is_help=True, help="Use a running service.", rich_markup_mode=None)
+
+Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where `lookalike serve` listens.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to keep trying while the server does not answer.")]
+OperationName = Annotated[str, typer.Argument(metavar="OPERATION", help="operations/..., as `expand` printed it.")]
+AudienceName = Annotated[str, typer.Argument(metavar="AUDIENCE", help="audiences/...")]
+
+DEFAULT_SERVER = "127.0.0.1:8500"
+DEFAULT_TIMEOUT = 10.0
+SHOWN_MEMBERS = 10
+
+
+@client_app.callback()
+def _group() -> None:
+    """Use a running service: order expansions, follow them, read audiences."""
+
+
+@client_app.command()
+def expand(
+    campaign: CampaignName,
+    size: Size,
+    seeds: SeedsFile = None,
+    features: Features = None,
+    dataset: DatasetFolder = None,
+    include_seeds: IncludeSeeds = False,
+    random_seed: RandomSeed = 0,
+    request_id: Annotated[str, typer.Option(help="The same id never orders twice; a new one by default.")] = "",
+    wait_for_it: Annotated[bool, typer.Option("--wait", help="Follow it to its end and print the audience.")] = False,
+    as_json: AsJson = False,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+) -> None:
+    """Order an expansion. Prints the operation's name; the server goes on without this command.
+
+    \b
+    Examples:
+      lookalike client expand --dataset ml1m --campaign 1 -k 500 --wait
+      lookalike client expand --campaign spring --seeds seeds.txt --feature category=shoes -k 100000
+    """
+    from lookalike.cli.seeds import gather
+
+    user_ids, values = gather(campaign, seeds, features, dataset)
+    with _connect(server, timeout) as client:
+        expansion = client.expand(
+            campaign=campaign,
+            seeds=user_ids,
+            k=size,
+            features=values,
+            include_seeds=include_seeds,
+            random_seed=random_seed,
+            request_id=request_id,
+        )
+        if wait_for_it:
+            _follow(expansion, as_json)
+        elif as_json:
+            display.print_json({"operation": expansion.name})
+        else:
+            typer.echo(expansion.name)
+
+
+@client_app.command()
+def wait(
+    operation: OperationName,
+    as_json: AsJson = False,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+) -> None:
+    """Follow an operation to its end and print its audience. An operation that failed gives its error's exit code."""
+    with _connect(server, timeout) as client:
+        _follow(client.operation(operation), as_json)
+
+
+@client_app.command()
+def get(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="operations/... or audiences/...")],
+    as_json: AsJson = False,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+) -> None:
+    """Show an operation as it is now, or an audience and how it came about."""
+    with _connect(server, timeout) as client:
+        if name.startswith("operations/"):
+            _show_operation(name, client.operation(name).metadata(), as_json)
+        elif name.startswith("audiences/"):
+            _show_audience(client.audience(name), as_json)
+        else:
+            raise InvalidInput(f"'{name}' is neither operations/... nor audiences/...", field="name")
+
+
+@client_app.command()
+def members(
+    audience: AudienceName,
+    limit: Annotated[int, typer.Option(help="How many of the best to print.")] = SHOWN_MEMBERS,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all of them: .parquet or .csv.")
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+) -> None:
+    """Print the best members of an audience (rank, user_id, score), or write all of them to a file.
+
+    \b
+    Examples:
+      lookalike client members audiences/0123... --limit 100
+      lookalike client members audiences/0123... --output members.parquet
+    """
+    with _connect(server, timeout) as client:
+        if output is not None:
+            display.table([("members", _download(client, audience, output)), ("file", output)])
+            return
+        typer.echo("rank\tuser_id\tscore")
+        for member in client.first_members(audience, limit):
+            user_id = getattr(member, member.WhichOneof("user") or "string_id")
+            typer.echo(f"{member.rank}\t{user_id}\t{member.score:.6g}")
+
+
+@client_app.command()
+def cancel(operation: OperationName, server: Server = DEFAULT_SERVER, timeout: Timeout = DEFAULT_TIMEOUT) -> None:
+    """Ask an operation to stop; it does so within about a second, unless it was faster."""
+    with _connect(server, timeout) as client:
+        client.operation(operation).cancel()
+
+
+@client_app.command("list")
+def list_operations(
+    where: Annotated[str, typer.Option("--filter", help='For example: done = false AND campaign = "spring".')] = "",
+    as_json: AsJson = False,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+) -> None:
+    """List the operations the server remembers, oldest first."""
+    with _connect(server, timeout) as client:
+        found = [(expansion.name, expansion.metadata()) for expansion in client.operations(where)]
+    if as_json:
+        display.print_json([{"operation": name, **_plain(metadata)} for name, metadata in found])
+        return
+    for name, metadata in found:
+        typer.echo(f"{name}  {_state(metadata):<10} {metadata.campaign}")
+
+
+def _connect(server: str, timeout: float) -> Client:
+    from lookalike.client import Client
+
+    return Client(server, timeout=timeout)
+
+
+def _follow(expansion: Expansion, as_json: bool) -> None:
+    try:
+        with display.progress() as report:
+            for step in expansion.progress():
+                report_step(report, step)
+        audience = expansion.result()
+    except KeyboardInterrupt:
+        display.say(f"{expansion.name} goes on; stop it with: lookalike client cancel {expansion.name}")
+        raise
+    _show_audience(audience, as_json)
+
+
+def report_step(report: display.Report, step: ExpandAudienceMetadata) -> None:
+    """Show how far an operation is."""
+    if step.stage:
+        stage = type(step).Stage.Name(step.stage).removeprefix("STAGE_").lower()
+        report(stage, step.stage_done, step.stage_total, "")
+    else:
+        report(_state(step), 0, 0, f"{step.queue_position} ahead" if step.queue_position else "")
+
+
+def _state(metadata: ExpandAudienceMetadata) -> str:
+    return type(metadata).State.Name(metadata.state).removeprefix("STATE_").lower()
+
+
+def _show_operation(name: str, metadata: ExpandAudienceMetadata, as_json: bool) -> None:
+    if as_json:
+        display.print_json({"operation": name, **_plain(metadata)})
+        return
+    rows: list[tuple[str, object]] = [("operation", name), ("campaign", metadata.campaign), ("state", _state(metadata))]
+    if metadata.users_total:
+        rows.append(("users scored", f"{metadata.users_scored:,} of {metadata.users_total:,}"))
+    if metadata.queue_position:
+        rows.append(("ahead in the queue", metadata.queue_position))
+    display.table(rows)
+
+
+def _show_audience(audience: Audience, as_json: bool) -> None:
+    if as_json:
+        display.print_json(_plain(audience))
+        return
+    seeds = audience.seeds
+    seconds = ", ".join(f"{stage} {audience.stage_seconds[stage]:.2f}" for stage in audience.stage_seconds)
+    display.table(
+        [
+            ("audience", audience.name),
+            ("campaign", audience.campaign),
+            ("members", audience.size),
+            ("seeds", f"{seeds.given:,} given, {seeds.matched:,} matched, {seeds.not_in_pool:,} not in the pool"),
+            ("users scored", audience.users_scored),
+            ("cut-off", f"{audience.cutoff_score:.6g}, {audience.ties_at_cutoff:,} users on it"),
+            ("seconds", seconds),
+            ("parquet", audience.parquet_path),
+            ("receipt", audience.receipt_path),
+        ]
+    )
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _download(client: Client, audience: str, output: Path) -> int:
+    """Write all members; the file appears when it is whole. Returns how many there are."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    writers = {".parquet": pq.ParquetWriter, ".csv": pa.csv.CSVWriter}
+    if output.suffix not in writers:
+        raise InvalidInput(f"'{output}' must end in .parquet or .csv", field="output")
+    batches = client.members(audience)
+    first = next(batches, None)
+    if first is None:
+        raise InvalidInput(f"{audience} has no members", field="audience")
+    partial = output.with_name(f".{output.name}.partial")
+    count = 0
+    try:
+        with writers[output.suffix](str(partial), first.schema) as writer:
+            for batch in itertools.chain([first], batches):
+                writer.write_table(pa.Table.from_batches([batch]))
+                count += batch.num_rows
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count

@@ -1,0 +1,96 @@
+"""Seeds and campaign features as people have them: Parquet, text files, datasets, `name=value`.
+
+Knows the dataset layout; torch-free, for the client uses it too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookalike.dataset.layout import Dataset
+from lookalike.errors import DataCorrupted, InvalidInput, NotFound
+from lookalike.schema import FeatureValue, as_ids, require_column
+
+
+def gather(
+    campaign: str, seeds: Path | None, features: Sequence[str] | None, dataset: Path | None
+) -> tuple[pa.Array, dict[str, FeatureValue]]:
+    """Seed ids and campaign features from what the command line gave. `--seeds` and `--feature` go before --dataset.
+
+    Raises:
+        InvalidInput: there are no seeds, or a feature is not NAME=VALUE.
+        NotFound: no such file, dataset or campaign. DataCorrupted, SchemaError: the seeds file cannot be read.
+    """
+    if seeds is None and dataset is None:
+        raise InvalidInput("give the seeds: --seeds FILE, or --dataset FOLDER to take them from", field="seeds")
+    known: dict[str, FeatureValue] = {}
+    found: pa.Array | None = None
+    if dataset is not None:
+        opened = Dataset.open(dataset)
+        known = opened.campaign_features(campaign)
+        if seeds is None:
+            user_ids, labels = opened.samples(campaign, "seed")
+            found = user_ids.filter(pa.array(labels == 1))
+    return (read(seeds) if seeds is not None else found), known | _parsed(features or ())
+
+
+def read(path: Path) -> pa.Array:
+    """User ids of a file. Text whose every line is an integer gives integers, any other text strings.
+
+    Raises:
+        NotFound: no such file. DataCorrupted: not Parquet. SchemaError: no column user_id, or of a wrong type.
+    """
+    if path.suffix == ".parquet":
+        try:
+            table = pq.read_table(path)
+        except FileNotFoundError as error:
+            raise NotFound(f"no seeds file {path}", field="seeds") from error
+        except (pa.ArrowException, OSError) as error:
+            raise DataCorrupted(f"cannot read the seeds {path}: {error}", field="seeds") from error
+        require_column(table.schema, "user_id", where=str(path))
+        return as_ids(table["user_id"], where=f"{path}:user_id").combine_chunks()
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+    except FileNotFoundError as error:
+        raise NotFound(f"no seeds file {path}", field="seeds") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"cannot read the seeds {path} as text: {error}", field="seeds") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if all(_is_integer(line) for line in lines):
+        return pa.array([int(line) for line in lines], pa.int64())
+    return pa.array(lines, pa.large_string())
+
+
+def _is_integer(text: str) -> bool:
+    digits = text.removeprefix("-")
+    # Not 007 and the like: such ids are text.
+    return digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(text)) == text
+
+
+def _parsed(features: Sequence[str]) -> dict[str, FeatureValue]:
+    parsed: dict[str, FeatureValue] = {}
+    for feature in features:
+        name, separator, text = feature.partition("=")
+        if not (name and separator):
+            raise InvalidInput(f"'{feature}' is not of the form NAME=VALUE", field="feature")
+        parsed[name] = _value(text)
+    return parsed
+
+
+def _value(text: str) -> FeatureValue:
+    """Numbers and lists as JSON has them; everything else is text."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    if isinstance(value, list) and all(isinstance(item, (str, int)) for item in value):
+        return value
+    return text

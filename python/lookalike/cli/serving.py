@@ -1,0 +1,104 @@
+"""`lookalike serve`: the gRPC front and the runtime behind it, started and ended together.
+
+Knows `service` and `runtime`; they know nothing of each other's start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from lookalike.cli.child import READY_LINE
+from lookalike.cli.options import CheckpointFolder, ConfigFile, Overrides, PoolFolder, configuration
+
+if TYPE_CHECKING:
+    from lookalike.config import Config
+    from lookalike.runtime.inprocess import InProcessRuntime
+    from lookalike.runtime.torchserve import TorchServeRuntime
+
+
+def serve(
+    checkpoint: CheckpointFolder,
+    pool: PoolFolder,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Serve expansions over gRPC: builds the archive, starts TorchServe on loopback and the front service before it.
+
+    Prints the address when it is ready. Ctrl-C or SIGTERM ends everything; operations that were running go on when
+    the same service.data_dir is served again.
+
+    \b
+    Examples:
+      lookalike serve --checkpoint general --pool pool
+      lookalike serve --checkpoint general --pool pool --set service.listen=127.0.0.1:0
+      lookalike serve --checkpoint general --pool pool --set service.runtime=inprocess
+    """
+    from lookalike.runtime.archive import build_archive
+    from lookalike.training.checkpoint import fingerprint
+
+    logging.getLogger("lookalike").setLevel(logging.INFO)
+    settings = configuration(config, overrides, checkpoint=checkpoint)
+    name = fingerprint(checkpoint)
+    if settings.service.runtime == "torchserve":
+        build_archive(checkpoint, settings.torchserve.archive, settings)
+    asyncio.run(_serve(settings, checkpoint, pool, name))
+
+
+async def _serve(config: Config, checkpoint: Path, pool: Path, fingerprint: str) -> None:
+    from lookalike.service.server import read_campaign_schema
+    from lookalike.service.server import serve as serve_front
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    def ready(address: str) -> None:
+        typer.echo(f"{READY_LINE} {address} (checkpoint {fingerprint[:12]}, pool {pool}, Ctrl-C ends it)")
+
+    runtime = _runtime(config, checkpoint, fingerprint)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(runtime.stop)
+        if not await _unless_stopped(runtime.start(), stop):
+            return
+        await serve_front(
+            config,
+            pool=pool,
+            checkpoint_fingerprint=fingerprint,
+            runtime=runtime,
+            ready=ready,
+            stop=stop,
+            campaign_schema=read_campaign_schema(checkpoint),
+        )
+
+
+def _runtime(config: Config, checkpoint: Path, fingerprint: str) -> InProcessRuntime | TorchServeRuntime:
+    if config.service.runtime == "inprocess":
+        from lookalike.runtime.inprocess import InProcessRuntime
+
+        return InProcessRuntime(checkpoint, config)
+    from lookalike.runtime.torchserve import TorchServeRuntime
+
+    log_file = config.service.data_dir / "torchserve.log"
+    return TorchServeRuntime(config.torchserve, log_file=log_file, checkpoint=fingerprint)
+
+
+async def _unless_stopped(work: Coroutine[None, None, None], stop: asyncio.Event) -> bool:
+    """Await `work`; give it up when `stop` is set first. Whether it was done."""
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if task.done():
+        task.result()
+        return True
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    return False

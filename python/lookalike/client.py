@@ -1,0 +1,382 @@
+"""The client of the front service: order expansions, follow them, read audiences as Arrow.
+
+    with Client("127.0.0.1:8500") as client:
+        expansion = client.expand(campaign="spring", seeds=[17, 42, 99], k=10_000)
+        for step in expansion.progress():
+            print(step.stage, step.users_scored, step.users_total)
+        audience = expansion.result()
+        for batch in client.members(audience.name):
+            ...
+
+Knows the protos and how statuses become errors; free of torch. Every call has a time-out; every failure is a
+LookalikeError with `reason` and, where an input is at fault, `field`.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+import pyarrow as pa
+from google.longrunning import operations_pb2, operations_pb2_grpc
+
+from lookalike.errors import InvalidInput, Unavailable
+from lookalike.schema import FeatureValue
+from lookalike.service.status import from_rpc_error, from_status
+from lookalike.v1 import audience_pb2, audience_pb2_grpc, campaign_pb2
+
+_T = TypeVar("_T")
+
+# A lost operation costs nothing to ask for again, so a client outlasts a restart of the server of about this long.
+RETRY_SECONDS = 30.0
+RETRY_DELAY = 0.5
+WAIT_SECONDS = 20.0  # of one WaitOperation; a longer wait is several
+
+_Metadata = audience_pb2.ExpandAudienceMetadata
+
+
+class Client:
+    """A connection to the front service; one may be shared by threads. Close it, or use `with`."""
+
+    def __init__(self, address: str, *, timeout: float = 30.0) -> None:
+        """Connect when first used. `timeout`: seconds of one call; a whole stream of members has none."""
+        self._timeout = timeout
+        options = [("grpc.enable_http_proxy", 0)]
+        self._channel = grpc.insecure_channel(address, options=options)
+        self._audiences = audience_pb2_grpc.AudienceServiceStub(self._channel)
+        self._operations: Any = operations_pb2_grpc.OperationsStub(self._channel)
+
+    def expand(
+        self,
+        *,
+        campaign: str,
+        seeds: pa.Array | pa.ChunkedArray | Sequence[int | str] | None = None,
+        seeds_path: str = "",
+        k: int | None = None,
+        pool_share: float | None = None,
+        features: Mapping[str, FeatureValue] | None = None,
+        include_seeds: bool = False,
+        random_seed: int = 0,
+        request_id: str = "",
+    ) -> Expansion:
+        """Order an expansion; returns as soon as it is accepted.
+
+        Args:
+            campaign: a name for the receipt.
+            seeds: user ids of the pool's type; or
+            seeds_path: a Parquet file with a column `user_id`, relative to the server's seeds folder.
+            k: users wanted; or
+            pool_share: the same as a share of the pool.
+            features: campaign features by name; left-out ones are missing.
+            include_seeds: let seeds into the audience.
+            random_seed: the same request with the same seed gives the same audience.
+            request_id: the same id never orders twice; a new one by default, so that this call may be repeated safely.
+
+        Raises:
+            InvalidInput: the request is wrong. AlreadyExists: `request_id` was used with other content.
+            ResourceExhausted: the queue is full. Unavailable: no server there.
+        """
+        request = _request(campaign, seeds, seeds_path, k, pool_share, features, include_seeds, random_seed)
+        request.request_id = request_id or str(uuid.uuid4())
+        return Expansion(self, self._retry(self._audiences.ExpandAudience, request).name)
+
+    def validate(
+        self,
+        *,
+        campaign: str,
+        seeds: pa.Array | pa.ChunkedArray | Sequence[int | str] | None = None,
+        seeds_path: str = "",
+        k: int | None = None,
+        pool_share: float | None = None,
+        features: Mapping[str, FeatureValue] | None = None,
+    ) -> audience_pb2.Validation:
+        """Check an order without placing it: how many seeds the pool knows, and the size in users.
+
+        Raises:
+            As `expand`.
+        """
+        request = _request(campaign, seeds, seeds_path, k, pool_share, features, include_seeds=False, random_seed=0)
+        request.validate_only = True
+        operation = self._retry(self._audiences.ExpandAudience, request)
+        return _response(operation).validation
+
+    def operation(self, name: str) -> Expansion:
+        """The expansion of an operation's name, from this client or another; asks the server nothing yet."""
+        return Expansion(self, name)
+
+    def operations(self, filter: str = "") -> Iterator[Expansion]:  # noqa: A002
+        """All operations the server remembers, oldest first; `filter` such as `done = false AND campaign = "x"`."""
+        token = ""
+        while True:
+            request = operations_pb2.ListOperationsRequest(name="operations", filter=filter, page_token=token)
+            page = self._retry(self._operations.ListOperations, request)
+            yield from (Expansion(self, operation.name) for operation in page.operations)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def audience(self, name: str) -> audience_pb2.Audience:
+        """What an audience (`audiences/...`) is and how it came about.
+
+        Raises:
+            NotFound: no such audience, or not finished.
+        """
+        return self._retry(self._audiences.GetAudience, audience_pb2.GetAudienceRequest(name=name))
+
+    def first_members(self, name: str, count: int) -> list[audience_pb2.AudienceMember]:
+        """The `count` best of an audience, or all when it has fewer.
+
+        Raises:
+            NotFound: no such audience, or not finished.
+        """
+        members: list[audience_pb2.AudienceMember] = []
+        token = ""
+        while len(members) < count:
+            request = audience_pb2.ListAudienceMembersRequest(
+                audience=name, page_size=min(count - len(members), 10_000), page_token=token
+            )
+            page = self._retry(self._audiences.ListAudienceMembers, request)
+            members.extend(page.members)
+            token = page.next_page_token
+            if not token:
+                break
+        return members
+
+    def members(self, name: str, *, start_rank: int = 1) -> Iterator[pa.RecordBatch]:
+        """All members from `start_rank` on, in rank order: rank int64, user_id, score float32.
+
+        A stream that breaks is taken up where it broke.
+
+        Raises:
+            NotFound: no such audience, or not finished. Unavailable: the server stays away.
+        """
+        request = audience_pb2.StreamAudienceMembersRequest(audience=name, start_rank=start_rank)
+        give_up = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                for message in self._audiences.StreamAudienceMembers(request):
+                    yield _batch(message)
+                    request.resume_token = message.resume_token
+                    give_up = time.monotonic() + RETRY_SECONDS
+                return
+            except grpc.RpcError as raised:
+                error = from_rpc_error(raised)
+                if not isinstance(error, Unavailable) or time.monotonic() >= give_up:
+                    raise error from raised
+                time.sleep(RETRY_DELAY)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Callable[..., _T], request: object, *, more_seconds: float = 0.0) -> _T:
+        try:
+            return method(request, timeout=self._timeout + more_seconds)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def _retry(self, method: Callable[..., _T], request: object) -> _T:
+        """Calls that may be repeated, while the server is away; it may just be restarting."""
+        give_up = time.monotonic() + self._timeout
+        while True:
+            try:
+                return self._call(method, request)
+            except Unavailable:
+                if time.monotonic() + RETRY_DELAY >= give_up:
+                    raise
+                time.sleep(RETRY_DELAY)
+
+
+class Expansion:
+    """An operation on the server. It goes on whatever becomes of this object."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    def metadata(self) -> audience_pb2.ExpandAudienceMetadata:
+        """State, stage, users scored and total, times, as of now.
+
+        Raises:
+            NotFound: the server does not remember it.
+        """
+        return _metadata(self._get())
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not.
+
+        Raises:
+            NotFound: the server does not remember it.
+        """
+        done: bool = self._get().done
+        return done
+
+    def progress(self, *, interval: float = 0.5) -> Iterator[audience_pb2.ExpandAudienceMetadata]:
+        """How far it is, every `interval` seconds and once more when it has ended; `result` then tells how.
+
+        Raises:
+            NotFound: the server does not remember it. Unavailable: the server stays away.
+        """
+        operation = self._get()
+        while not operation.done:
+            yield _metadata(operation)
+            operation = self._wait(interval)
+        yield _metadata(operation)
+
+    def result(self, timeout: float | None = None) -> audience_pb2.Audience:
+        """Wait for the audience, as long as it takes or for `timeout` seconds.
+
+        Raises:
+            LookalikeError: the operation failed, with this error; Cancelled when it was cancelled.
+            Unavailable: reason WAIT_TIMEOUT: it has not ended within `timeout`, and goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = WAIT_SECONDS if deadline is None else max(0.0, min(WAIT_SECONDS, deadline - time.monotonic()))
+            operation = self._wait(left)
+            if operation.done:
+                return _response(operation).audience
+            if deadline is not None and time.monotonic() >= deadline:
+                raise Unavailable(f"{self.name} has not ended within {timeout:g} s; it goes on", reason="WAIT_TIMEOUT")
+
+    def cancel(self) -> None:
+        """Ask it to stop. It ends soon after as Cancelled, unless it was faster.
+
+        Raises:
+            NotFound: the server does not remember it.
+        """
+        request = operations_pb2.CancelOperationRequest(name=self.name)
+        self._client._retry(self._client._operations.CancelOperation, request)
+
+    def delete(self) -> None:
+        """Make the server forget it; its audience stays.
+
+        Raises:
+            NotFound: the server does not remember it. FailedPrecondition: it has not ended.
+        """
+        request = operations_pb2.DeleteOperationRequest(name=self.name)
+        self._client._call(self._client._operations.DeleteOperation, request)
+
+    def _get(self) -> Any:
+        request = operations_pb2.GetOperationRequest(name=self.name)
+        return self._client._retry(self._client._operations.GetOperation, request)
+
+    def _wait(self, seconds: float) -> Any:
+        request = operations_pb2.WaitOperationRequest(name=self.name)
+        request.timeout.FromMilliseconds(round(seconds * 1000))
+        give_up = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                return self._client._call(self._client._operations.WaitOperation, request, more_seconds=seconds)
+            except Unavailable:
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(RETRY_DELAY)
+
+
+def _request(
+    campaign: str,
+    seeds: pa.Array | pa.ChunkedArray | Sequence[int | str] | None,
+    seeds_path: str,
+    k: int | None,
+    pool_share: float | None,
+    features: Mapping[str, FeatureValue] | None,
+    include_seeds: bool,
+    random_seed: int,
+) -> audience_pb2.ExpandAudienceRequest:
+    if (seeds is None) == (not seeds_path):
+        raise InvalidInput("give either seeds or seeds_path", field="seeds")
+    if (k is None) == (pool_share is None):
+        raise InvalidInput("give either k or pool_share", field="k")
+    request = _named("random_seed", lambda: audience_pb2.ExpandAudienceRequest(random_seed=random_seed))
+    request.campaign.name = campaign
+    request.include_seeds = include_seeds
+    for name, value in (features or {}).items():
+        request.campaign.features[name].CopyFrom(_named(f"features.{name}", partial(_feature, value)))
+    if k is not None:
+        _named("k", lambda: setattr(request, "k", k))
+    elif pool_share is not None:
+        request.pool_share = pool_share
+    if seeds is None:
+        request.seeds_path = seeds_path
+    else:
+        request.seed_ids.CopyFrom(_named("seeds", lambda: _user_ids(seeds)))
+    return request
+
+
+def _named(field: str, make: Callable[[], _T]) -> _T:
+    """Turns protobuf's complaint about a value into ours, which names the field."""
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{field}: {error}", field=field) from error
+
+
+def _user_ids(seeds: pa.Array | pa.ChunkedArray | Sequence[int | str]) -> audience_pb2.UserIds:
+    values = seeds.to_pylist() if isinstance(seeds, (pa.Array, pa.ChunkedArray)) else list(seeds)
+    if values and isinstance(values[0], str):
+        return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=values))
+    return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=values))
+
+
+def _feature(value: FeatureValue) -> campaign_pb2.FeatureValue:
+    match value:
+        case None:
+            return campaign_pb2.FeatureValue()
+        case bool():  # as a column of booleans reads
+            return campaign_pb2.FeatureValue(text=str(value).lower())
+        case str():
+            return campaign_pb2.FeatureValue(text=value)
+        case int():
+            return campaign_pb2.FeatureValue(integer=value)
+        case float():
+            return campaign_pb2.FeatureValue(number=value)
+        case _:
+            items = [_item(item) for item in value]
+            return campaign_pb2.FeatureValue(list=campaign_pb2.FeatureValues(items=items))
+
+
+def _item(value: str | int) -> campaign_pb2.FeatureItem:
+    if isinstance(value, str):
+        return campaign_pb2.FeatureItem(text=value)
+    return campaign_pb2.FeatureItem(integer=value)
+
+
+def _batch(message: audience_pb2.StreamAudienceMembersResponse) -> pa.RecordBatch:
+    start, count = message.start_rank, len(message.scores)
+    if message.user_ids.WhichOneof("kind") == "strings":
+        ids = pa.array(message.user_ids.strings.values, pa.large_string())
+    else:
+        ids = pa.array(message.user_ids.integers.values, pa.int64())
+    columns = {
+        "rank": pa.array(range(start, start + count), pa.int64()),
+        "user_id": ids,
+        "score": pa.array(message.scores, pa.float32()),
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _metadata(operation: Any) -> audience_pb2.ExpandAudienceMetadata:
+    metadata = _Metadata()
+    operation.metadata.Unpack(metadata)
+    return metadata
+
+
+def _response(operation: Any) -> audience_pb2.ExpandAudienceResponse:
+    if operation.HasField("error"):
+        raise from_status(operation.error)
+    response = audience_pb2.ExpandAudienceResponse()
+    operation.response.Unpack(response)
+    return response

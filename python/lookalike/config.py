@@ -1,0 +1,182 @@
+"""One typed configuration tree, read from one YAML file, overridden by `section.key=value` flags.
+
+Every default is a value that works; a constant that was chosen carries its reason. Knows only `errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from lookalike.errors import InvalidInput
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """MetaHeac's shape (paper section 3; sizes from its section 4.1)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    embedding_dim: int = 16
+    num_experts: int = 8
+    num_critics: int = 5
+    hidden: tuple[int, ...] = (64, 64)
+    gate_hidden: int = 64
+    # The paper's Eq. 6, 8, 9 also divide by n and m. With softmax weights that caps p at 1/m, so it is a switch.
+    literal_average: bool = False
+    # N(0, 1), as in the authors' code, drowns rare ids in noise for a whole epoch.
+    embedding_init_std: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Meta-training of the general model (paper Algorithm 1)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    inner_lr: float = 0.5  # alpha of Eq. 3, on the mean loss of a support set (512 x the paper's, which sums)
+    learn_inner_rates: bool = True  # one for each tensor and field, starting from inner_lr; false: inner_lr for all
+    outer_lr: float = 0.001  # beta of Eq. 3, Adam
+    second_order: bool = True
+    support_size: int = 512
+    query_size: int = 512
+    tasks_per_step: int = 5
+    task_sampling: Literal["size", "sqrt", "uniform"] = "sqrt"
+    epochs: float = 1.0  # passes over the training campaigns' samples
+    max_samples: int = 0  # if not 0, instead of epochs
+    max_seconds: float = 0.0  # stop after so long; 0: no limit
+    validation_campaigns: float = 0.1  # share of the training campaigns held out
+    validate_every: int = 100  # steps
+    patience: int = 5  # validations without gain before training stops
+    # Trains the unknown id of every field: a new campaign's own ids are unknown ids.
+    campaign_id_dropout: float = 0.2
+    user_id_dropout: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptationConfig:
+    """Fine-tuning for one campaign (paper section 3.5, online stage)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    negatives_per_seed: int = 20  # the paper's 1:20
+    min_seeds: int = 10  # matched in the pool; fewer cannot be split and tell nothing
+    # "meta": the inner loop's own step and learned rates; "adam": as published, with lr and embedding_lr below.
+    optimizer: Literal["meta", "adam"] = "meta"
+    rate_scale: float = 1.0  # times the learned rates
+    lr: float = 0.001
+    embedding_lr: float = 0.001
+    batch_size: int = 512
+    max_epochs: int = 8
+    patience: int = 2  # epochs without gain on held-out seeds before adapting stops
+    held_out_seeds: float = 0.2  # share of the seeds in a fold
+    enough_held_out_seeds: int = 200  # folds are added until so many seeds, over all folds, have judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    batch_size: int = 0  # users a batch; 0: 8,192 on a CPU (stays in L2), 262,144 on a GPU
+    threads: int = 0  # of the CPU engine and the top-K; 0: all the process may use
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchServeConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    archive: Path = Path("model_store/lookalike.mar")
+    workers: int = 1
+    # Silence between two progress messages before the worker counts as dead.
+    response_timeout_seconds: int = 300
+    startup_timeout_seconds: int = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    listen: str = "127.0.0.1:8500"  # port 0: any free one, printed at start
+    data_dir: Path = Path("lookalike-data")  # operations.db, jobs/, audiences/
+    runtime: Literal["torchserve", "inprocess"] = "torchserve"
+    seeds_dir: Path | None = None  # where a request's `seeds_path` may point; without it such requests are refused
+    max_queued: int = 1000
+    max_attempts: int = 5  # runs of one job before a worker that keeps dying fails it
+    max_message_mib: int = 64
+    page_size: int = 1000
+    shutdown_grace_seconds: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    torchserve: TorchServeConfig = field(default_factory=TorchServeConfig)
+    service: ServiceConfig = field(default_factory=ServiceConfig)
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = (), *, base: Config | None = None) -> Config:
+    """The tree from a YAML file (`base`, or the defaults, where it is silent) with `section.key=value` on top.
+
+    Raises:
+        InvalidInput: no such file, not YAML, an unknown key, or a value of a wrong type; `field` names the key.
+    """
+    tree = _read(path) if path is not None else {}
+    for override in overrides:
+        name, separator, value = override.partition("=")
+        section, dot, key = name.partition(".")
+        if not (separator and dot):
+            raise InvalidInput(f"'{override}' is not of the form section.key=value", field=name)
+        try:
+            _section(tree, section)[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InvalidInput(f"{name}: '{value}' is not YAML", field=name) from error
+    for section, values in asdict(base).items() if base is not None else ():
+        tree[section] = values | _section(tree, section)
+    return parse(Config, tree, field_prefix="config")
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise InvalidInput(f"cannot read the configuration {path}: {error.strerror}", field="config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not YAML: {error}", field="config") from error
+    if not isinstance(tree, dict):
+        raise InvalidInput(f"{path} must hold a mapping of sections", field="config")
+    return {name: {} if section is None else section for name, section in tree.items()}  # None: an empty heading
+
+
+def _section(tree: dict[Any, Any], name: str) -> dict[Any, Any]:
+    section = tree.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise InvalidInput(f"'{name}' is not a section of mappings", field=name)
+    return section
+
+
+def parse(kind: type[_T], data: Any, *, field_prefix: str) -> _T:
+    """Plain data (from JSON or YAML) as a dataclass of ours, checked field by field.
+
+    Raises:
+        InvalidInput: an unknown or missing key, or a value of a wrong type; `field` is its dotted path.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([field_prefix, *map(str, first["loc"])])
+        raise InvalidInput(f"{where}: {first['msg']} (got {first['input']!r})", field=where) from error

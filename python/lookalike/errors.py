@@ -1,0 +1,121 @@
+"""The error tree: every failure a caller can cause or must handle is one of these.
+
+LookalikeError
+  InvalidInput          the request or file is wrong; mend it and try again
+    SchemaError         a column is missing, of a wrong type, or does not fit the schema
+    EmptySeeds          no seed was given, or none is in the pool
+  NotFound              a campaign, file, operation or audience does not exist
+  AlreadyExists         the name is taken by something else
+  FailedPrecondition    the parts do not fit together (pool and checkpoint, say)
+  ResourceExhausted     a limit was reached; less, or later, may succeed
+  Cancelled             the caller asked to stop
+  Unavailable           a server is not there or not ready; a retry may succeed
+  DataCorrupted         a file fails its checksum, is truncated or foreign
+  Unauthenticated       no valid credentials
+  InternalError         a defect of ours or of a component; never the caller's fault
+
+Knows nothing else of the package. gRPC statuses are mapped in `service.status`, exit codes in `cli`.
+"""
+
+from __future__ import annotations
+
+
+class LookalikeError(Exception):
+    """Base of the tree.
+
+    Args:
+        message: what is wrong and how to mend it, in one or two sentences.
+        field: the input that is wrong, as the caller spelled it (``seeds``, ``users.parquet:age``).
+        reason: stable UPPER_SNAKE identifier for machines; each class has a default.
+    """
+
+    default_reason = "LOOKALIKE_ERROR"
+
+    def __init__(self, message: str, *, field: str | None = None, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.reason = reason or self.default_reason
+
+
+class InvalidInput(LookalikeError):
+    """The request or file is wrong; the message names the field and the fix."""
+
+    default_reason = "INVALID_INPUT"
+
+
+class SchemaError(InvalidInput):
+    """A column is missing, of a wrong type, or does not fit the schema."""
+
+    default_reason = "SCHEMA_ERROR"
+
+
+class EmptySeeds(InvalidInput):
+    """No seed was given, or too few of them are in the pool."""
+
+    default_reason = "EMPTY_SEEDS"
+
+
+class NotFound(LookalikeError):
+    """A campaign, file, operation or audience does not exist."""
+
+    default_reason = "NOT_FOUND"
+
+
+class AlreadyExists(LookalikeError):
+    """The name is taken by something else."""
+
+    default_reason = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(LookalikeError):
+    """Parts that must fit together do not (pool and checkpoint, say)."""
+
+    default_reason = "FAILED_PRECONDITION"
+
+
+class ResourceExhausted(LookalikeError):
+    """A limit was reached; less, or later, may succeed."""
+
+    default_reason = "RESOURCE_EXHAUSTED"
+
+
+class Cancelled(LookalikeError):
+    """The caller asked to stop."""
+
+    default_reason = "CANCELLED"
+
+
+class Unavailable(LookalikeError):
+    """A server is not there or not ready; a retry may succeed."""
+
+    default_reason = "UNAVAILABLE"
+
+
+class DataCorrupted(LookalikeError):
+    """A file fails its checksum, is truncated or foreign."""
+
+    default_reason = "DATA_CORRUPTED"
+
+
+class Unauthenticated(LookalikeError):
+    """No valid credentials came with the request."""
+
+    default_reason = "UNAUTHENTICATED"
+
+
+class InternalError(LookalikeError):
+    """A defect of ours or of a component; never the caller's fault."""
+
+    default_reason = "INTERNAL"
+
+
+def error_class(reason: str) -> type[LookalikeError]:
+    """The most basic class whose default reason is `reason`, for errors that crossed a process; else InternalError."""
+    pending: list[type[LookalikeError]] = [LookalikeError]
+    while pending:
+        candidate = pending.pop()
+        if candidate.default_reason == reason:
+            return candidate
+        pending.extend(candidate.__subclasses__())
+    return InternalError

@@ -1,0 +1,83 @@
+"""Files that are whole or not there: staged folders, durable writes, checksums.
+
+Ground floor; knows only `errors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lookalike.errors import AlreadyExists
+
+
+@contextmanager
+def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `output` to write into; it takes `output`'s name when the block ends well.
+
+    When the block raises (Ctrl-C too) the new folder is removed and `output` is as it was. An old `output` is set
+    aside before the rename and removed after it: a crash between the two leaves both under their temporary names.
+
+    Raises:
+        AlreadyExists: `output` exists and `overwrite` is false, or appeared meanwhile.
+    """
+    if output.exists() and not overwrite:
+        raise AlreadyExists(f"{output} exists; choose another name or ask to overwrite it", field="output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"
+    staged = output.parent / f"{output.name}.tmp-{token}"
+    staged.mkdir()
+    try:
+        yield staged
+        _sync_tree(staged)
+        _publish(staged, output, aside=output.parent / f"{output.name}.old-{token}", overwrite=overwrite)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def _publish(staged: Path, output: Path, *, aside: Path, overwrite: bool) -> None:
+    replaced = overwrite and output.exists()
+    if replaced:
+        output.rename(aside)
+    try:
+        staged.rename(output)
+    except OSError as error:
+        if replaced:
+            aside.rename(output)
+        raise AlreadyExists(f"{output} appeared while its successor was written", field="output") from error
+    _sync(output.parent)
+    if replaced:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

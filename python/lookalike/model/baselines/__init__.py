@@ -1,0 +1,1 @@
+"""What a campaign could use instead of the general model, one file each."""

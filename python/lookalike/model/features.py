@@ -1,0 +1,131 @@
+"""Encoded columns as tensors: the input of every network here.
+
+Knows `schema`; the ids of all fields share one table, so that "the rows that occur in a batch" is one `unique`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lookalike.schema import UNKNOWN_ID, EncodedColumns, FeatureSchema
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Rows of one schema as indices into its table. Field order: single-valued fields, then multi-valued ones.
+
+    Attributes:
+        single: `[rows, S]` int64, table rows of the single-valued fields.
+        values: `[nnz]` int64, table rows of all multi-valued entries.
+        bags: `[nnz]` int64, the bag of each entry: row * M + field.
+        weights: `[nnz, 1]` float32, one over the bag's length, so that a sum over a bag is its mean.
+        num_multi: M, the number of multi-valued fields.
+    """
+
+    single: Tensor
+    values: Tensor
+    bags: Tensor
+    weights: Tensor
+    num_multi: int
+
+    def to(self, device: torch.device) -> FeatureBatch:
+        """The same batch on another device."""
+        return FeatureBatch(
+            self.single.to(device),
+            self.values.to(device),
+            self.bags.to(device),
+            self.weights.to(device),
+            self.num_multi,
+        )
+
+    def embed(self, table: Tensor) -> Tensor:
+        """Embedding of every field: `[rows, S + M, k]` from a table `[ids, k]`.
+
+        A multi-valued field is the mean of its ids' rows, an empty one zero. Twice differentiable in `table`, which
+        the library's embedding bag is not.
+        """
+        rows, k = self.single.shape[0], table.shape[1]
+        single = torch.nn.functional.embedding(self.single, table)  # [rows, S, k]
+        if self.num_multi == 0:
+            return single
+        pooled = torch.zeros(rows * self.num_multi, k, dtype=table.dtype, device=table.device)
+        if self.values.numel():  # a lookup of nothing has no second derivative
+            entries = torch.nn.functional.embedding(self.values, table) * self.weights  # [nnz, k]
+            pooled = pooled.index_add(0, self.bags, entries)
+        return torch.cat([single, pooled.view(rows, self.num_multi, k)], dim=1)
+
+    def occurring(self) -> Tensor:
+        """Table rows that occur, ascending, each once."""
+        return torch.unique(torch.cat([self.single.reshape(-1), self.values]))
+
+    def relative_to(self, occurring: Tensor) -> FeatureBatch:
+        """The same rows, indexing `table[occurring]` instead of `table`. Every id must be in `occurring`."""
+        return FeatureBatch(
+            torch.searchsorted(occurring, self.single),
+            torch.searchsorted(occurring, self.values),
+            self.bags,
+            self.weights,
+            self.num_multi,
+        )
+
+
+class FeatureEncoder:
+    """Turns `EncodedColumns` of one schema into `FeatureBatch`es.
+
+    Attributes:
+        table_rows: rows of the shared table: the sum of the fields' sizes.
+        num_fields: S + M.
+    """
+
+    def __init__(self, schema: FeatureSchema) -> None:
+        self.schema = schema
+        starts: dict[str, int] = {}
+        total = 0
+        for field in schema.fields:
+            starts[field.name] = total
+            total += field.size
+        self.table_rows = total
+        self.starts = starts
+        unknown = [np.full(field.size, starts[field.name] + UNKNOWN_ID, np.int64) for field in schema.fields]
+        self._unknown_of = torch.from_numpy(np.concatenate(unknown))
+        self.single_names = [f.name for f in schema.single]
+        self.multi_names = [f.name for f in schema.multi]
+        self.num_fields = len(self.single_names) + len(self.multi_names)
+
+    def batch(self, columns: EncodedColumns) -> FeatureBatch:
+        """All rows of `columns` as one batch on the CPU."""
+        single = np.empty((columns.length, len(self.single_names)), np.int64)
+        for position, name in enumerate(self.single_names):
+            np.add(columns.ids[name], np.int64(self.starts[name]), out=single[:, position])
+        num_multi = len(self.multi_names)
+        values, bags, weights = [], [], []
+        for position, name in enumerate(self.multi_names):
+            offsets = columns.offsets[name]
+            lengths = np.diff(offsets)
+            values.append(columns.ids[name][offsets[0] : offsets[-1]].astype(np.int64) + self.starts[name])
+            bags.append(np.repeat(np.arange(columns.length) * num_multi + position, lengths))
+            with np.errstate(divide="ignore"):
+                weights.append(np.repeat((1.0 / lengths).astype(np.float32), lengths))
+        return FeatureBatch(
+            torch.from_numpy(single),
+            torch.from_numpy(np.concatenate(values) if values else np.zeros(0, np.int64)),
+            torch.from_numpy(np.concatenate(bags) if bags else np.zeros(0, np.int64)),
+            torch.from_numpy(np.concatenate(weights) if weights else np.zeros(0, np.float32)).unsqueeze(1),
+            num_multi,
+        )
+
+    def with_unknown(self, batch: FeatureBatch, share: float, rng: np.random.Generator) -> FeatureBatch:
+        """The batch with a random share of its ids replaced by their fields' unknown id, which trains that id."""
+        if share <= 0:
+            return batch
+        return replace(
+            batch, single=self._drop(batch.single, share, rng), values=self._drop(batch.values, share, rng)
+        )
+
+    def _drop(self, ids: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+        dropped = torch.from_numpy(rng.random(tuple(ids.shape), dtype=np.float32) < share)
+        return torch.where(dropped, self._unknown_of[ids], ids)

@@ -1,0 +1,121 @@
+"""MetaHeac (Zhu et al., KDD'21): experts, critics and the two task-driven gates that weigh them.
+
+Knows `schema`, `config` and its own features; not how it is trained, compiled or served.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lookalike.config import ModelConfig
+from lookalike.model.features import FeatureBatch, FeatureEncoder
+from lookalike.schema import FeatureSchema
+
+USER_TABLE = "user_embedding"
+CAMPAIGN_TABLE = "campaign_embedding"
+
+
+class Experts(nn.Module):
+    """n feed-forward networks over a user's field embeddings: the h_i of Eq. 4, all at once.
+
+    The first layers read the same input, so they are one wide matrix; the others are batched.
+    """
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], n: int) -> None:
+        super().__init__()
+        self.n = n
+        widths = (inputs, *hidden)
+        self.weights = nn.ParameterList(
+            _uniform(n, fan_in, fan_out, bound=1 / math.sqrt(fan_in))
+            for fan_in, fan_out in zip(widths, hidden, strict=False)
+        )
+        self.biases = nn.ParameterList(
+            _uniform(n, 1, fan_out, bound=1 / math.sqrt(fan_in))
+            for fan_in, fan_out in zip(widths, hidden, strict=False)
+        )
+
+    def forward(self, users: Tensor) -> Tensor:
+        """`[rows, inputs]` to `[n, rows, hidden[-1]]`."""
+        inputs, width = self.weights[0].shape[1:]
+        wide = self.weights[0].permute(1, 0, 2).reshape(inputs, self.n * width)
+        x = torch.addmm(self.biases[0].reshape(-1), users, wide).relu()  # [rows, n * width]
+        x = x.view(-1, self.n, width).transpose(0, 1)  # [n, rows, width]
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            x = torch.baddbmm(bias, x, weight).relu()
+        return x
+
+
+class Gate(nn.Module):
+    """Task-driven gate: softmax(g(c, mean of the user's fields)), Eq. 5."""
+
+    def __init__(self, user_dim: int, campaign_dim: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.from_user = nn.Linear(user_dim, hidden, bias=False)
+        self.from_campaign = nn.Linear(campaign_dim, hidden)
+        self.output = nn.Linear(hidden, outputs)
+
+    def forward(self, user_mean: Tensor, campaign: Tensor) -> Tensor:
+        """`[rows, k]` and `[1 or rows, Fc * k]` to log-weights `[rows, outputs]`."""
+        hidden = (self.from_user(user_mean) + self.from_campaign(campaign)).relu()
+        return self.output(hidden).log_softmax(dim=1)
+
+
+class MetaHeac(nn.Module):
+    """f(c, u) of Eq. 9.
+
+    All ids of user fields share one table, `user_embedding` `[ids, k]`, and so do those of campaign fields: training
+    swaps in just the rows that a batch needs (`torch.func.functional_call`).
+    """
+
+    def __init__(self, users: FeatureSchema, campaigns: FeatureSchema, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.users = FeatureEncoder(users)
+        self.campaigns = FeatureEncoder(campaigns)
+        k, std = config.embedding_dim, config.embedding_init_std
+        self.user_embedding = nn.Parameter(torch.randn(self.users.table_rows, k) * std)
+        self.campaign_embedding = nn.Parameter(torch.randn(self.campaigns.table_rows, k) * std)
+        campaign_dim = self.campaigns.num_fields * k
+        self.experts = Experts(self.users.num_fields * k, config.hidden, config.num_experts)
+        self.critics = nn.Linear(config.hidden[-1], config.num_critics)
+        self.expert_gate = Gate(k, campaign_dim, config.gate_hidden, config.num_experts)
+        self.critic_gate = Gate(k, campaign_dim, config.gate_hidden, config.num_critics)
+
+    def forward(self, users: FeatureBatch, campaigns: FeatureBatch) -> tuple[Tensor, Tensor]:
+        """log p and log(1 - p), `[rows]` each, of users `[rows]` for one campaign or a campaign each.
+
+        In log space, because a probability that rounds to 0 or 1 has no gradient and no rank.
+        """
+        user_fields = users.embed(self.user_embedding)  # [rows, Fu, k]
+        campaign = campaigns.embed(self.campaign_embedding).flatten(1)  # [1 or rows, Fc * k]
+        return self.head(user_fields, campaign)
+
+    def head(self, user_fields: Tensor, campaign: Tensor) -> tuple[Tensor, Tensor]:
+        """The network above the embeddings: `[rows, Fu, k]` and `[1 or rows, Fc * k]`; returns as `forward`."""
+        user_mean = user_fields.mean(dim=1)
+        hidden = self.experts(user_fields.flatten(1))  # [n, rows, h]
+        expert_weights = self.expert_gate(user_mean, campaign).exp()  # [rows, n]
+        mixed = torch.einsum("nrh,rn->rh", hidden, expert_weights)  # Eq. 6
+        if self.config.literal_average:
+            mixed = mixed / self.config.num_experts
+        opinions = self.critics(mixed)  # [rows, m], the t_i(r) of Eq. 7
+        log_weights = self.critic_gate(user_mean, campaign)  # [rows, m]
+        log_p = (log_weights + nn.functional.logsigmoid(opinions)).logsumexp(dim=1)  # Eq. 8
+        if self.config.literal_average:
+            log_p = log_p - math.log(self.config.num_critics)
+            return log_p, torch.log1p(-log_p.exp().clamp(max=1 - 1e-7))
+        # The weights sum to one, hence 1 - p = sum_i w_i sigmoid(-t_i).
+        return log_p, (log_weights + nn.functional.logsigmoid(-opinions)).logsumexp(dim=1)
+
+
+def binary_cross_entropy(prediction: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+    """Mean of Eq. 2 over a batch: `prediction` as `MetaHeac.forward` gives it, `labels` `[rows]` 0/1."""
+    log_p, log_not_p = prediction
+    return -(labels * log_p + (1 - labels) * log_not_p).mean()
+
+
+def _uniform(*shape: int, bound: float) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))

@@ -1,0 +1,140 @@
+"""What an expansion reports while it runs (Progress) and after (Receipt). Torch-free.
+
+The receipt is `manifest.json` beside `audience.parquet`: the evidence that the audience is the exact top K.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from lookalike.errors import DataCorrupted, NotFound
+from lookalike.schema import FeatureValue
+
+RECEIPT_NAME = "manifest.json"
+AUDIENCE_NAME = "audience.parquet"
+MODEL_NAME = "model.pt"
+SEEDS_NAME = "seeds.parquet"
+FORMAT_VERSION = 1
+
+
+class Stage(StrEnum):
+    MATCHING = "MATCHING"
+    ADAPTING = "ADAPTING"
+    COMPILING = "COMPILING"
+    SCORING = "SCORING"
+    WRITING = "WRITING"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` in a stage: seeds matched, epochs, 0/1, users scored, 0/1."""
+
+    stage: Stage
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedMatch:
+    """Seeds as given, and what became of them: given = matched + duplicates + not_in_pool."""
+
+    given: int
+    matched: int
+    duplicates: int
+    not_in_pool: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """How the customised model came about; see `training.adapt.Adapted`, whose names these are."""
+
+    best_epoch: int
+    samples: int
+    folds: int
+    held_out_auc: float | None
+    general_auc: float | None
+    history: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """The evidence. Same job, same code and machine: equal but for `created`, `seconds` and `job_id`."""
+
+    format_version: int
+    code_version: str
+    job_id: str
+    created: str  # RFC 3339, UTC
+    campaign: str
+    features: Mapping[str, FeatureValue]
+    seeds: SeedMatch
+    seeds_sha256: str
+    include_seeds: bool
+    random_seed: int
+    checkpoint_sha256: str
+    pool_sha256: str
+    pool: Path
+    pool_users: int
+    users_scored: int
+    users_skipped: int
+    k_requested: int
+    k: int
+    cutoff_score: float | None
+    ties_at_cutoff: int  # users scored at the cut-off in the whole pool
+    ties_selected: int  # of these, in the audience: the lower user ids
+    engine: str
+    device: str
+    batch_size: int
+    threads: int
+    adaptation: Adaptation
+    seconds: Mapping[str, float]  # by stage, and `select` within SCORING
+    audience_sha256: str
+    model_sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` is its inverse."""
+        data: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        return data
+
+    @staticmethod
+    def from_json(data: Any) -> Receipt:
+        """Inverse of `to_json`.
+
+        Raises:
+            DataCorrupted: `data` is no receipt of this version.
+        """
+        try:
+            receipt = _ADAPTER.validate_python(data)
+        except ValidationError as error:
+            raise DataCorrupted(f"not a receipt: {error.errors()[0]['msg']}", field=RECEIPT_NAME) from error
+        if receipt.format_version != FORMAT_VERSION:
+            raise DataCorrupted(
+                f"receipt of format {receipt.format_version}; this version reads {FORMAT_VERSION}", field=RECEIPT_NAME
+            )
+        return receipt
+
+    @staticmethod
+    def read(audience: Path) -> Receipt:
+        """The receipt of an audience folder.
+
+        Raises:
+            NotFound: no audience there. DataCorrupted: the file is not a receipt.
+        """
+        path = audience / RECEIPT_NAME
+        try:
+            text = path.read_text()
+        except FileNotFoundError as error:
+            raise NotFound(f"no audience at {audience}: {path} does not exist", field="audience") from error
+        try:
+            return Receipt.from_json(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise DataCorrupted(f"{path} is not JSON: {error}", field=RECEIPT_NAME) from error
+
+
+_ADAPTER = TypeAdapter(Receipt)

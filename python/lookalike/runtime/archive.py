@@ -1,0 +1,127 @@
+"""Builds the TorchServe archive: handler, its configuration and the general checkpoint, by torch-model-archiver.
+
+Knows files and names only; imports neither torch nor the handler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lookalike import __version__
+from lookalike.config import Config
+from lookalike.errors import InternalError, NotFound
+from lookalike.files import file_digest
+
+MODEL_NAME = "lookalike"
+CHECKPOINT_FILES = ("model.safetensors", "checkpoint.json")
+CONFIG_NAME = "model-config.yaml"
+FINGERPRINT_NAME = "lookalike-inputs.json"
+
+
+def build_archive(checkpoint: Path, output: Path, config: Config, *, handler: Path | None = None) -> Path:
+    """Write `output` (a .mar) from a checkpoint folder, unless it was made of these very inputs already.
+
+    Args:
+        checkpoint: folder with `model.safetensors` and `checkpoint.json`.
+        config: `torchserve` decides workers and time-outs; `adaptation` and `scoring` reach the handler.
+        handler: the handler's file; the project's own by default.
+
+    Raises:
+        NotFound: the checkpoint or the handler is missing. InternalError: torch-model-archiver failed.
+    """
+    handler = handler or handler_file()
+    files = {name: checkpoint / name for name in CHECKPOINT_FILES}
+    for path in files.values():
+        if not path.is_file():
+            raise NotFound(f"{path} is missing; a checkpoint has {' and '.join(CHECKPOINT_FILES)}", field="checkpoint")
+    settings = yaml.safe_dump(model_config(config), sort_keys=False)
+    inputs = json.dumps(
+        {
+            "version": __version__,
+            "handler": file_digest(handler),
+            "config": hashlib.sha256(settings.encode()).hexdigest(),
+            **{name: file_digest(path) for name, path in files.items()},
+        }
+    )
+    if _inputs_of(output) == inputs:
+        return output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # The archiver empties and fills <TMPDIR>/<model name>: two at once must not share it.
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+        folder = Path(scratch)
+        (folder / CONFIG_NAME).write_text(settings)
+        (folder / FINGERPRINT_NAME).write_text(inputs)
+        built = _package(folder, handler, files)
+        with built.open("rb") as file:
+            os.fsync(file.fileno())
+        built.rename(output)
+    return output
+
+
+def model_config(config: Config) -> dict[str, Any]:
+    """What `model-config.yaml` says: TorchServe's own keys, then ours, which the handler reads."""
+    served = config.torchserve
+    ours = json.loads(json.dumps({"adaptation": asdict(config.adaptation), "scoring": asdict(config.scoring)}))
+    return {
+        "minWorkers": served.workers,
+        "maxWorkers": served.workers,
+        "batchSize": 1,
+        "responseTimeout": served.response_timeout_seconds,
+        "startupTimeout": served.startup_timeout_seconds,
+        # The front service never has more in flight than workers; the rest is for pings and re-runs.
+        "jobQueueSize": 2 * served.workers + 8,
+        "lookalike": ours,
+    }
+
+
+def handler_file() -> Path:
+    """The project's own handler, installed or in the source tree.
+
+    Raises:
+        NotFound: it is in neither.
+    """
+    spec = importlib.util.find_spec("lookalike_handlers")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    folders.append(str(Path(__file__).resolve().parents[3] / "handlers"))
+    for folder in folders:
+        path = Path(folder) / "expansion.py"
+        if path.is_file():
+            return path
+    raise NotFound(f"no expansion.py in {' or '.join(folders)}: install the package again", field="handler")
+
+
+def _inputs_of(archive: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return file.read(FINGERPRINT_NAME).decode()
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _package(folder: Path, handler: Path, files: dict[str, Path]) -> Path:
+    # By name from within the folder: the archiver splits paths at commas and expands wildcards in them.
+    links = {"expansion.py": handler, **files}
+    for name, path in links.items():
+        (folder / name).symlink_to(path.resolve())
+    command = [sys.executable, "-m", "model_archiver.model_packaging"]
+    command += ["--model-name", MODEL_NAME, "--version", "1.0", "--handler", "expansion.py"]
+    command += ["--config-file", CONFIG_NAME, "--extra-files", ",".join([*files, FINGERPRINT_NAME])]
+    command += ["--export-path", str(folder), "--archive-format", "zip-store"]  # weights do not compress
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    built = folder / f"{MODEL_NAME}.mar"
+    if result.returncode != 0 or not built.is_file():
+        raise InternalError(f"torch-model-archiver failed: {result.stderr.strip()[-1000:]}", reason="ARCHIVER_FAILED")
+    return built

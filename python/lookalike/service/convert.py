@@ -1,0 +1,141 @@
+"""What the service's records look like on the wire: operations, progress, audiences.
+
+Knows both sides; decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import pyarrow as pa
+from google.longrunning import operations_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lookalike.retrieval.audience import Audience
+from lookalike.retrieval.receipt import AUDIENCE_NAME, RECEIPT_NAME, SeedMatch, Stage
+from lookalike.service.records import Operation, State
+from lookalike.service.status import to_status
+from lookalike.v1 import audience_pb2
+
+_Metadata = audience_pb2.ExpandAudienceMetadata
+_STATES: Mapping[State, audience_pb2.ExpandAudienceMetadata.State.ValueType] = {
+    state: _Metadata.State.Value(f"STATE_{state.value}") for state in State
+}
+_STAGES: Mapping[Stage, audience_pb2.ExpandAudienceMetadata.Stage.ValueType] = {
+    stage: _Metadata.Stage.Value(f"STAGE_{stage.value}") for stage in Stage
+}
+
+
+def operation_name(operation_id: str) -> str:
+    """Resource name of an operation."""
+    return f"operations/{operation_id}"
+
+
+def audience_name(audience_id: str) -> str:
+    """Resource name of an audience."""
+    return f"audiences/{audience_id}"
+
+
+def operation_message(
+    operation: Operation, *, audience: Audience | None = None, remaining: float | None = None
+) -> operations_pb2.Operation:
+    """A google.longrunning.Operation; `audience` goes with a SUCCEEDED one, `remaining` are seconds."""
+    message = operations_pb2.Operation(name=operation_name(operation.id), done=operation.state.done)
+    message.metadata.Pack(_metadata(operation, remaining))
+    if operation.error is not None:
+        message.error.CopyFrom(to_status(operation.error))
+    elif audience is not None:
+        response = audience_pb2.ExpandAudienceResponse(audience=audience_message(operation.id, audience))
+        message.response.Pack(response)
+    return message
+
+
+def validation_message(match: SeedMatch, k: int, pool_users: int) -> operations_pb2.Operation:
+    """The nameless done operation that answers a validate_only request."""
+    validation = audience_pb2.Validation(seeds=_match(match), k=k, pool_users=pool_users)
+    message = operations_pb2.Operation(done=True)
+    message.response.Pack(audience_pb2.ExpandAudienceResponse(validation=validation))
+    return message
+
+
+def audience_message(audience_id: str, audience: Audience) -> audience_pb2.Audience:
+    """The resource: the receipt's summary, and where the files are."""
+    receipt = audience.receipt
+    created = Timestamp()
+    created.FromDatetime(datetime.fromisoformat(receipt.created).astimezone(UTC).replace(tzinfo=None))
+    return audience_pb2.Audience(
+        name=audience_name(audience_id),
+        campaign=receipt.campaign,
+        create_time=created,
+        size=receipt.k,
+        seeds=_match(receipt.seeds),
+        k_requested=receipt.k_requested,
+        users_scored=receipt.users_scored,
+        users_skipped=receipt.users_skipped,
+        cutoff_score=receipt.cutoff_score or 0.0,
+        ties_at_cutoff=receipt.ties_at_cutoff,
+        ties_selected=receipt.ties_selected,
+        stage_seconds=dict(receipt.seconds),
+        parquet_path=str((audience.path / AUDIENCE_NAME).absolute()),
+        receipt_path=str((audience.path / RECEIPT_NAME).absolute()),
+        audience_sha256=receipt.audience_sha256,
+        checkpoint_sha256=receipt.checkpoint_sha256,
+        pool_sha256=receipt.pool_sha256,
+        seeds_sha256=receipt.seeds_sha256,
+        model_sha256=receipt.model_sha256,
+        held_out_auc=receipt.adaptation.held_out_auc,
+        general_auc=receipt.adaptation.general_auc,
+    )
+
+
+def members_page(members: pa.Table) -> list[audience_pb2.AudienceMember]:
+    """Rows of a page, one message each."""
+    field = "integer_id" if pa.types.is_int64(members.schema.field("user_id").type) else "string_id"
+    columns = (members[name].to_pylist() for name in ("rank", "user_id", "score"))
+    return [
+        audience_pb2.AudienceMember(rank=rank, score=score, **{field: user_id})
+        for rank, user_id, score in zip(*columns, strict=True)
+    ]
+
+
+def user_ids_message(ids: pa.Array) -> audience_pb2.UserIds:
+    """A packed column of ids."""
+    if pa.types.is_int64(ids.type):
+        return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=ids.to_pylist()))
+    return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=ids.to_pylist()))
+
+
+def _metadata(operation: Operation, remaining: float | None) -> audience_pb2.ExpandAudienceMetadata:
+    message = _Metadata(
+        campaign=operation.job.campaign,
+        state=_STATES[operation.state],
+        users_scored=operation.users_scored,
+        users_total=operation.users_total,
+        attempts=operation.attempts,
+        cancel_requested=operation.cancel_requested,
+        queue_position=operation.queue_position,
+        create_time=_time(operation.created),
+    )
+    if operation.progress is not None:
+        message.stage = _STAGES[operation.progress.stage]
+        message.stage_done, message.stage_total = operation.progress.done, operation.progress.total
+    if operation.started is not None:
+        message.start_time.CopyFrom(_time(operation.started))
+    if operation.ended is not None:
+        message.end_time.CopyFrom(_time(operation.ended))
+    if remaining is not None:
+        message.remaining.FromMilliseconds(round(remaining * 1000))
+    return message
+
+
+def _time(seconds: float) -> Timestamp:
+    time = Timestamp()
+    time.FromMicroseconds(round(seconds * 1e6))
+    return time
+
+
+def _match(match: SeedMatch) -> audience_pb2.SeedMatch:
+    return audience_pb2.SeedMatch(
+        given=match.given, matched=match.matched, duplicates=match.duplicates, not_in_pool=match.not_in_pool
+    )

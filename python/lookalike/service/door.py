@@ -1,0 +1,182 @@
+"""Checks an ExpandAudienceRequest at the door and turns it into an order; says all that is wrong with it at once.
+
+Knows the pool (its id type, its users) and the campaign schema; starts nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookalike.errors import EmptySeeds, FailedPrecondition, InvalidInput, LookalikeError, NotFound, SchemaError
+from lookalike.pool.snapshot import Pool
+from lookalike.retrieval.receipt import SeedMatch
+from lookalike.schema import FeatureSchema, FeatureValue, id_type
+from lookalike.service.status import InvalidRequest
+from lookalike.v1 import audience_pb2, campaign_pb2
+
+MAX_K = 2**32 - 1  # rows of a pool are uint32
+MAX_NAME = 256
+MAX_REQUEST_ID = 128
+
+
+@dataclass(frozen=True)
+class Order:
+    """A checked request; `seeds` is `[seeds]` of the pool's id type, without nulls."""
+
+    campaign: str
+    features: Mapping[str, FeatureValue]
+    seeds: pa.Array
+    k: int
+    include_seeds: bool
+    random_seed: int
+
+
+class Door:
+    """The checks of one pool; safe to call from any thread."""
+
+    def __init__(self, pool: Pool, campaign_schema: FeatureSchema | None, seeds_dir: Path | None) -> None:
+        self._pool = pool
+        self._campaign_schema = campaign_schema
+        self._seeds_dir = seeds_dir.resolve() if seeds_dir is not None else None
+
+    def check(self, request: audience_pb2.ExpandAudienceRequest) -> Order:
+        """The order a request makes.
+
+        Raises:
+            InvalidInput, FailedPrecondition, NotFound: one thing is wrong. InvalidRequest: several are.
+        """
+        violations: list[LookalikeError] = []
+        features = self._features(request.campaign.features, violations)
+        _check_names(request, violations)
+        k = self._k(request, violations)
+        seeds = pa.array([], self._pool.id_type)
+        try:
+            seeds = self._seeds(request)
+        except LookalikeError as error:
+            violations.append(error)
+        if len(violations) == 1:
+            raise violations[0]
+        if violations:
+            raise InvalidRequest(violations)
+        return Order(request.campaign.name, features, seeds, k, request.include_seeds, request.random_seed)
+
+    def match(self, seeds: pa.Array) -> SeedMatch:
+        """What would become of the seeds."""
+        rows = self._pool.find(seeds)
+        found = rows[rows >= 0]
+        matched = len(np.unique(found))
+        return SeedMatch(
+            given=len(rows), matched=matched, duplicates=len(found) - matched, not_in_pool=len(rows) - len(found)
+        )
+
+    def _features(
+        self, given: Mapping[str, campaign_pb2.FeatureValue], violations: list[LookalikeError]
+    ) -> dict[str, FeatureValue]:
+        features: dict[str, FeatureValue] = {}
+        for name in sorted(given):
+            where = f"campaign.features.{name}"
+            features[name] = value = _value(given[name])
+            if isinstance(value, float) and not math.isfinite(value):
+                violations.append(SchemaError(f"feature '{where}' is {value}; leave it out if missing", field=where))
+            elif self._campaign_schema is not None:
+                try:
+                    self._campaign_schema.encode_features({name: value}, where="campaign.features")
+                except SchemaError as error:
+                    violations.append(error)
+        return features
+
+    def _k(self, request: audience_pb2.ExpandAudienceRequest, violations: list[LookalikeError]) -> int:
+        if request.WhichOneof("size") == "k":
+            if not 1 <= request.k <= MAX_K:
+                violations.append(InvalidInput(f"k is {request.k:,}; it must be 1 to {MAX_K:,}", field="k"))
+            return request.k
+        share = request.pool_share
+        if request.WhichOneof("size") is None:
+            violations.append(InvalidInput("give the audience's size: k or pool_share", field="k"))
+        elif not 0 < share <= 1:
+            violations.append(
+                InvalidInput(f"pool_share is {share:g}; it must be above 0 and at most 1", field="pool_share")
+            )
+        else:
+            return max(1, round(share * self._pool.num_users))
+        return 0
+
+    def _seeds(self, request: audience_pb2.ExpandAudienceRequest) -> pa.Array:
+        if request.WhichOneof("seeds") == "seeds_path":
+            return self._seeds_from_file(request.seeds_path)
+        ids = request.seed_ids
+        kind = ids.WhichOneof("kind")
+        given = len(getattr(ids, kind).values) if kind else 0
+        if not given:
+            raise EmptySeeds("no seeds were given: fill seed_ids or seeds_path", field="seed_ids")
+        wanted = "integers" if pa.types.is_int64(self._pool.id_type) else "strings"
+        if kind != wanted:
+            raise InvalidInput(f"seeds are {kind}, but this pool's user ids are {wanted}", field="seed_ids")
+        return pa.array(list(getattr(ids, kind).values), self._pool.id_type)
+
+    def _seeds_from_file(self, name: str) -> pa.Array:
+        if self._seeds_dir is None:
+            raise FailedPrecondition(
+                "this server takes no seeds_path (it was started without service.seeds_dir): send seed_ids",
+                field="seeds_path",
+            )
+        path = (self._seeds_dir / name).resolve()
+        if not path.is_relative_to(self._seeds_dir):
+            raise InvalidInput(f"'{name}' lies outside the server's seeds folder", field="seeds_path")
+        if not path.is_file():
+            raise NotFound(f"there is no file '{name}' in the server's seeds folder", field="seeds_path")
+        try:
+            column = pq.read_table(path, columns=["user_id"])["user_id"].combine_chunks()
+            kind = id_type(column.type, where=f"{name}:user_id")
+            if pa.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            column = column.cast(kind)
+        except KeyError as error:
+            raise SchemaError(f"'{name}' has no column 'user_id'", field="seeds_path") from error
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInput(f"cannot read '{name}' as Parquet: {error}", field="seeds_path") from error
+        if not len(column):
+            raise EmptySeeds(f"'{name}' holds no seeds", field="seeds_path")
+        if column.null_count:
+            raise InvalidInput(f"'{name}' holds {column.null_count} null user ids: leave them out", field="seeds_path")
+        if kind != self._pool.id_type:
+            wanted = self._pool.id_type
+            raise InvalidInput(f"user ids in '{name}' are {kind}; this pool's are {wanted}", field="seeds_path")
+        return column
+
+
+def request_hash(request: audience_pb2.ExpandAudienceRequest) -> str:
+    """SHA-256 of what a request asks for, whatever its `request_id`."""
+    content = audience_pb2.ExpandAudienceRequest()
+    content.CopyFrom(request)
+    content.ClearField("request_id")
+    return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _check_names(request: audience_pb2.ExpandAudienceRequest, violations: list[LookalikeError]) -> None:
+    name = request.campaign.name
+    if not name.strip() or len(name) > MAX_NAME:
+        violations.append(
+            InvalidInput(f"the campaign needs a name of 1 to {MAX_NAME} characters", field="campaign.name")
+        )
+    if len(request.request_id) > MAX_REQUEST_ID:
+        violations.append(InvalidInput(f"a request_id has at most {MAX_REQUEST_ID} characters", field="request_id"))
+
+
+def _value(value: campaign_pb2.FeatureValue) -> FeatureValue:
+    kind = value.WhichOneof("kind")
+    if kind is None:
+        return None
+    if kind == "list":
+        items = [(item, item.WhichOneof("kind")) for item in value.list.items]
+        return [getattr(item, kind) for item, kind in items if kind is not None]
+    single: str | int | float = getattr(value, kind)
+    return single

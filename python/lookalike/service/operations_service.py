@@ -1,0 +1,137 @@
+"""google.longrunning.Operations over the store and the dispatcher.
+
+Knows operations; what they expand is the other service's matter.
+"""
+# Names and signatures of the methods are gRPC's.
+# ruff: noqa: ARG002, N802
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.protobuf.empty_pb2 import Empty
+
+from lookalike.errors import InvalidInput, NotFound
+from lookalike.service import tokens
+from lookalike.service.audiences import AudienceStore
+from lookalike.service.convert import operation_message
+from lookalike.service.dispatcher import Dispatcher
+from lookalike.service.operations import OperationStore
+from lookalike.service.records import Operation, State
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+MAX_WAIT_SECONDS = 3600.0
+
+Present = Callable[[Operation], Awaitable[operations_pb2.Operation]]
+
+_ID = re.compile(r"operations/([0-9a-f]{32})")
+_TERM = re.compile(r'\s*(done|state|metadata\.state|campaign|metadata\.campaign)\s*=\s*("[^"]*"|[\w.-]+)\s*', re.ASCII)
+
+
+def presenter(dispatcher: Dispatcher, audiences: AudienceStore) -> Present:
+    """How operations are shown: with their progress of the moment, and their audience when they have one."""
+
+    async def present(operation: Operation) -> operations_pb2.Operation:
+        audience = None
+        if operation.state is State.SUCCEEDED:
+            try:
+                audience = await audiences.get(operation.id)
+            except NotFound as error:  # somebody removed the folder
+                operation = replace(operation, error=error)
+        return operation_message(
+            dispatcher.live(operation), audience=audience, remaining=dispatcher.remaining(operation.id)
+        )
+
+    return present
+
+
+class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
+    """See google/longrunning/operations.proto."""
+
+    def __init__(self, store: OperationStore, dispatcher: Dispatcher, present: Present) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._present = present
+
+    async def GetOperation(self, request: operations_pb2.GetOperationRequest, context: Any) -> operations_pb2.Operation:
+        """As it is now."""
+        return await self._present(await self._store.get(_id(request.name)))
+
+    async def ListOperations(
+        self, request: operations_pb2.ListOperationsRequest, context: Any
+    ) -> operations_pb2.ListOperationsResponse:
+        """A page, in order of acceptance."""
+        if request.name not in ("", "operations"):
+            raise InvalidInput(f"the collection is 'operations', not '{request.name}'", field="name")
+        if request.page_size < 0:
+            raise InvalidInput(f"page_size is {request.page_size}; it must be 0 or more", field="page_size")
+        states, campaign = parse_filter(request.filter)
+        listing = f"operations\0{request.filter}"
+        after = tokens.decode(request.page_token, listing=listing, field="page_token")
+        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+        found = await self._store.list(after=after, limit=size + 1, states=states, campaign=campaign)
+        more = tokens.encode(found[size - 1].number, listing=listing) if len(found) > size else ""
+        shown = [await self._present(operation) for operation in found[:size]]
+        return operations_pb2.ListOperationsResponse(operations=shown, next_page_token=more)
+
+    async def WaitOperation(
+        self, request: operations_pb2.WaitOperationRequest, context: Any
+    ) -> operations_pb2.Operation:
+        """When it is done, or at the time-out, or just before the call's deadline."""
+        seconds = MAX_WAIT_SECONDS
+        if request.HasField("timeout"):
+            seconds = min(seconds, max(0.0, request.timeout.ToNanoseconds() / 1e9))
+        left = context.time_remaining()
+        if left is not None:
+            seconds = min(seconds, max(0.0, 0.9 * left))
+        return await self._present(await self._dispatcher.wait(_id(request.name), seconds))
+
+    async def CancelOperation(self, request: operations_pb2.CancelOperationRequest, context: Any) -> Empty:
+        """Ask it to end; it is done soon after, as CANCELLED unless it was faster."""
+        await asyncio.shield(self._dispatcher.cancel(_id(request.name)))
+        return Empty()
+
+    async def DeleteOperation(self, request: operations_pb2.DeleteOperationRequest, context: Any) -> Empty:
+        """Forget a done one. Its audience stays."""
+        await self._store.delete(_id(request.name))
+        return Empty()
+
+
+def parse_filter(text: str) -> tuple[Sequence[State] | None, str | None]:
+    """States and campaign of a filter: terms `done = true`, `state = RUNNING`, `campaign = "x"`, joined by AND.
+
+    Raises:
+        InvalidInput: something else.
+    """
+    states = set(State)
+    campaign = None
+    for term in re.split(r"\sAND\s", text) if text.strip() else ():
+        match = _TERM.fullmatch(term)
+        name, value = (match[1].removeprefix("metadata."), match[2].strip('"')) if match else ("", "")
+        known = {state.value: {state} for state in State} | {f"STATE_{state.value}": {state} for state in State}
+        if name == "done" and value in ("true", "false"):
+            states &= {state for state in State if state.done is (value == "true")}
+        elif name == "state" and value in known:
+            states &= known[value]
+        elif name == "campaign":
+            campaign = value
+        else:
+            raise InvalidInput(
+                f"cannot read the filter's '{term.strip()}'; terms are done = true|false, "
+                f'state = {"|".join(State)}, campaign = "NAME", joined by AND',
+                field="filter",
+            )
+    return (None if states == set(State) else sorted(states)), campaign
+
+
+def _id(name: str) -> str:
+    match = _ID.fullmatch(name)
+    if match is None:
+        raise InvalidInput(f"'{name}' is not of the form operations/<32 hex digits>", field="name")
+    return match[1]

@@ -1,0 +1,204 @@
+"""Starts the front service, keeps it, ends it gracefully. The only module that knows all the others.
+
+Torch-free: what runs expansions comes in as a `Runtime`, already started, and is the caller's to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import ipaddress
+import json
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from lookalike.config import Config, ServiceConfig
+from lookalike.errors import DataCorrupted, FailedPrecondition, InvalidInput, NotFound, Unavailable
+from lookalike.pool.snapshot import Pool
+from lookalike.runtime.job import Runtime
+from lookalike.schema import FeatureSchema
+from lookalike.service.audience_service import AudienceServicer
+from lookalike.service.audiences import AudienceStore
+from lookalike.service.dispatcher import Dispatcher
+from lookalike.service.door import Door
+from lookalike.service.operations import OperationStore, database_url
+from lookalike.service.operations_service import OperationsServicer, presenter
+from lookalike.service.status import ErrorInterceptor
+from lookalike.v1 import audience_pb2, audience_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+AUDIENCE_SERVICE = audience_pb2.DESCRIPTOR.services_by_name["AudienceService"].full_name
+OPERATIONS_SERVICE = operations_pb2.DESCRIPTOR.services_by_name["Operations"].full_name
+
+
+async def serve(
+    config: Config,
+    *,
+    pool: Path,
+    checkpoint_fingerprint: str,
+    runtime: Runtime,
+    ready: Callable[[str], None],
+    stop: asyncio.Event,
+    campaign_schema: FeatureSchema | None = None,
+) -> None:
+    """Serve until `stop` is set; then finish calls within the grace period and leave jobs for the next start.
+
+    Args:
+        pool: snapshot all jobs run on.
+        checkpoint_fingerprint: of the general checkpoint the runtime holds.
+        runtime: started; it is not stopped here.
+        ready: told the address once calls are answered.
+        campaign_schema: lets unknown features be refused at the door; see `read_campaign_schema`.
+
+    Raises:
+        InvalidInput: an address that is not loopback. Unavailable: it is taken.
+        FailedPrecondition: another server uses the data folder, or it is of another version.
+        NotFound, DataCorrupted: the pool, or the operations database.
+    """
+    service = config.service
+    address = _loopback(service.listen)
+    # A name that is swapped to a newer snapshot must not change the one this server checks seeds against.
+    opened = await asyncio.to_thread(lambda: Pool.open(pool.resolve()))
+    async with _data_dir(service.data_dir) as data_dir:
+        store = await OperationStore.open(database_url(data_dir))
+        try:
+            dispatcher = Dispatcher(
+                store,
+                runtime,
+                jobs=data_dir / "jobs",
+                pool=opened.path,
+                checkpoint=checkpoint_fingerprint,
+                max_attempts=service.max_attempts,
+            )
+            audiences = AudienceStore(data_dir / "audiences")
+            present = presenter(dispatcher, audiences)
+            servicer = AudienceServicer(
+                pool=opened,
+                door=Door(opened, campaign_schema, service.seeds_dir),
+                store=store,
+                dispatcher=dispatcher,
+                audiences=audiences,
+                present=present,
+                jobs=data_dir / "jobs",
+                max_queued=service.max_queued,
+                page_size=service.page_size,
+            )
+            operations = OperationsServicer(store, dispatcher, present)
+            await _run(service, address, servicer, operations, dispatcher, ready, stop)
+        finally:
+            await store.close()
+
+
+def read_campaign_schema(checkpoint: Path) -> FeatureSchema:
+    """The campaign features a checkpoint knows, without loading the model.
+
+    Raises:
+        NotFound: no checkpoint there. DataCorrupted: not one of ours.
+    """
+    path = checkpoint / "checkpoint.json"
+    try:
+        return FeatureSchema.from_json(json.loads(path.read_text())["campaign_schema"])
+    except FileNotFoundError as error:
+        raise NotFound(f"no checkpoint at {checkpoint}", field="checkpoint") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataCorrupted(f"{path} is no checkpoint of ours: {error!r}", field="checkpoint") from error
+
+
+async def _run(
+    config: ServiceConfig,
+    address: str,
+    servicer: AudienceServicer,
+    operations: OperationsServicer,
+    dispatcher: Dispatcher,
+    ready: Callable[[str], None],
+    stop: asyncio.Event,
+) -> None:
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor((AUDIENCE_SERVICE, OPERATIONS_SERVICE))],
+        options=[
+            ("grpc.max_receive_message_length", config.max_message_mib * 2**20),
+            ("grpc.so_reuseport", 0),  # two servers on one port would share the calls between them
+        ],
+    )
+    audience_pb2_grpc.add_AudienceServiceServicer_to_server(servicer, server)
+    operations_pb2_grpc.add_OperationsServicer_to_server(operations, server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    for name in (AUDIENCE_SERVICE, OPERATIONS_SERVICE):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    names = (AUDIENCE_SERVICE, OPERATIONS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise Unavailable(f"cannot listen on {address}: {error}", reason="ADDRESS_IN_USE") from error
+    await dispatcher.start()
+    try:
+        await server.start()
+        ready(f"{address.rpartition(':')[0]}:{port}")
+        await stop.wait()
+    finally:
+        _log.info("shutting down; %.0f s for calls to end", config.shutdown_grace_seconds)
+        servicer.accepting = False
+        await checks.enter_graceful_shutdown()
+        dispatcher.release_waiters()
+        await server.stop(config.shutdown_grace_seconds)
+        await dispatcher.close()
+
+
+def _loopback(listen: str) -> str:
+    host, colon, port = listen.rpartition(":")
+    if not (colon and port.isdigit() and int(port) < 2**16):
+        raise InvalidInput(f"'{listen}' is not of the form host:port", field="service.listen")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise InvalidInput(
+            f"'{listen}' is not a loopback address: without TLS and tokens, which are not built yet, this server "
+            "listens on 127.0.0.1 only; put a proxy that has them in front",
+            field="service.listen",
+        )
+    return listen
+
+
+@asynccontextmanager
+async def _data_dir(path: Path) -> AsyncIterator[Path]:
+    """The data folder, ours alone while the block runs, cleared of what a killed server left half written."""
+    path = await asyncio.to_thread(_make_data_dir, path)
+    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FailedPrecondition(
+                f"another server uses {path}; stop it or choose another service.data_dir",
+                field="service.data_dir",
+                reason="DATA_DIR_IN_USE",
+            ) from error
+        await asyncio.to_thread(_remove_staged, path)
+        yield path
+    finally:
+        os.close(lock)
+
+
+def _make_data_dir(path: Path) -> Path:
+    for name in ("jobs", "audiences"):
+        (path / name).mkdir(parents=True, exist_ok=True)
+    return path.absolute()
+
+
+def _remove_staged(data_dir: Path) -> None:
+    for folder in data_dir.glob("*/*.tmp-*"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,44 @@
+"""Opaque tokens that say where a listing goes on (AIP-158); each is good for the one listing it came from.
+
+Knows `errors`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+
+from lookalike.errors import InvalidInput
+
+
+def encode(position: int, *, listing: str) -> str:
+    """A token for `position` (0 or more) of `listing`, which names what is listed and how."""
+    payload = json.dumps([position, _digest(listing, position)]).encode()
+    return base64.urlsafe_b64encode(payload).decode().rstrip("=")
+
+
+def decode(token: str, *, listing: str, field: str) -> int:
+    """The position; 0 for the empty token.
+
+    Raises:
+        InvalidInput: not a token of ours, or of another listing.
+    """
+    if not token:
+        return 0
+    try:
+        position, digest = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        if isinstance(position, int) and position >= 0 and digest == _digest(listing, position):
+            return position
+    except (ValueError, TypeError):
+        pass
+    raise InvalidInput(
+        f"'{field}' is no token of this listing; pass one it returned, with the other arguments unchanged",
+        field=field,
+        reason="INVALID_TOKEN",
+    )
+
+
+def _digest(listing: str, position: int) -> str:
+    """Not a secret: it catches mix-ups and typing errors, and there is nothing to gain by forging one."""
+    return hashlib.sha256(f"{listing}\0{position}".encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""How models come about: meta-training offline, adaptation online, checkpoints. Knows `model`, `dataset`, `pool`."""

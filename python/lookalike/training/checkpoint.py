@@ -1,0 +1,272 @@
+"""The general checkpoint (safetensors + JSON, never pickle) and the state of a run that is still going.
+
+Knows `model` and the inner rates; knows nothing of how they were trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lookalike import __version__
+from lookalike.config import AdaptationConfig, Config, ModelConfig, TrainingConfig, parse
+from lookalike.errors import DataCorrupted, InvalidInput, NotFound
+from lookalike.files import file_digest, staged_folder
+from lookalike.model.metaheac import MetaHeac
+from lookalike.pool.snapshot import Pool
+from lookalike.schema import FeatureSchema
+from lookalike.training.inner import InnerRates
+
+WEIGHTS_NAME = "model.safetensors"
+DESCRIPTION_NAME = "checkpoint.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The general model with all that is needed to adapt it.
+
+    `config` holds the model and training sections it was made with, and the adaptation it was tuned for.
+    """
+
+    model: MetaHeac
+    rates: InnerRates
+    user_schema: FeatureSchema
+    campaign_schema: FeatureSchema
+    config: Config
+    metrics: Mapping[str, Any]
+    fingerprint: str = ""
+
+
+def save_checkpoint(checkpoint: Checkpoint, output: Path, *, overwrite: bool = False) -> str:
+    """Write the folder `output` whole or not at all; returns its fingerprint.
+
+    Raises:
+        AlreadyExists: `output` exists and `overwrite` is false.
+    """
+    with staged_folder(output, overwrite=overwrite) as staged:
+        weights = {f"model.{n}": t for n, t in checkpoint.model.state_dict().items()}
+        weights |= {f"rates.{n}": t for n, t in checkpoint.rates.state_dict().items()}
+        save_file({n: t.detach().contiguous().cpu() for n, t in weights.items()}, staged / WEIGHTS_NAME)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "code_version": __version__,
+            "weights_sha256": file_digest(staged / WEIGHTS_NAME),
+            "model": _dump(checkpoint.config.model),
+            "training": _dump(checkpoint.config.training),
+            "adaptation": _dump(checkpoint.config.adaptation),
+            "user_schema": checkpoint.user_schema.to_json(),
+            "campaign_schema": checkpoint.campaign_schema.to_json(),
+            "metrics": dict(checkpoint.metrics),
+        }
+        (staged / DESCRIPTION_NAME).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+    return fingerprint(output)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Inverse of `save_checkpoint`; the model is on the CPU.
+
+    Raises:
+        NotFound: no checkpoint there. DataCorrupted: a file is damaged, foreign or of another version.
+    """
+    description = read_description(path)
+    if file_digest(path / WEIGHTS_NAME) != description["weights_sha256"]:
+        raise DataCorrupted(f"{path / WEIGHTS_NAME} fails its checksum", field="checkpoint")
+    config = Config(
+        model=parse(ModelConfig, description["model"], field_prefix="checkpoint.model"),
+        training=parse(TrainingConfig, description["training"], field_prefix="checkpoint.training"),
+        adaptation=parse(AdaptationConfig, description["adaptation"], field_prefix="checkpoint.adaptation"),
+    )
+    users = FeatureSchema.from_json(description["user_schema"])
+    campaigns = FeatureSchema.from_json(description["campaign_schema"])
+    model = MetaHeac(users, campaigns, config.model)
+    rates = InnerRates(model, config.training.inner_lr, learned=config.training.learn_inner_rates)
+    try:
+        weights = load_file(path / WEIGHTS_NAME)
+        model.load_state_dict(_under("model.", weights))
+        rates.load_state_dict(_under("rates.", weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise DataCorrupted(f"{path / WEIGHTS_NAME} does not fit its description: {error}", field="checkpoint") from error
+    return Checkpoint(model, rates, users, campaigns, config, description["metrics"], fingerprint(path))
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """`checkpoint.json` of a checkpoint folder.
+
+    Raises:
+        NotFound: no checkpoint there. DataCorrupted: not JSON, a key is missing, or another format version.
+    """
+    for name in (DESCRIPTION_NAME, WEIGHTS_NAME):
+        if not (path / name).is_file():
+            raise NotFound(f"no checkpoint at {path}: {name} is missing", field="checkpoint")
+    try:
+        description: dict[str, Any] = json.loads((path / DESCRIPTION_NAME).read_text())
+        version = description["format_version"]
+        missing = [k for k in _REQUIRED if k not in description]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise DataCorrupted(f"{path / DESCRIPTION_NAME} is no checkpoint description", field="checkpoint") from error
+    if version != FORMAT_VERSION:
+        raise DataCorrupted(
+            f"{path} is a checkpoint of format {version}; this version reads {FORMAT_VERSION}", field="checkpoint"
+        )
+    if missing:
+        raise DataCorrupted(f"{path / DESCRIPTION_NAME} lacks {', '.join(missing)}", field="checkpoint")
+    return description
+
+
+_REQUIRED = ("weights_sha256", "model", "training", "adaptation", "user_schema", "campaign_schema", "metrics")
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 that names what a checkpoint computes: weights, schemas and configuration; not when it was made.
+
+    Raises:
+        NotFound, DataCorrupted: as `read_description`.
+    """
+    description = read_description(path)
+    named = {k: description[k] for k in _REQUIRED if k not in ("metrics", "training")}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+
+class TrainingState:
+    """A run in progress: step, best parameters so far, optimisers. Saved when a run stops early; one file, replaced
+    whole.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, torch.optim.Optimizer],
+    ) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.modules = modules
+        self.optimizers = optimizers
+        self.step = 0
+        self.samples = 0
+        self.seconds = 0.0
+        self.stale = 0
+        self.best_auc = -math.inf
+        self._best: dict[str, Tensor] = {}
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        model: MetaHeac,
+        rates: InnerRates,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        config: Config,
+        pool: Pool,
+        *,
+        resume: bool,
+    ) -> TrainingState:
+        """A fresh state, or with `resume` the one saved in `folder` for the same pool and configuration.
+
+        Raises:
+            InvalidInput: the saved state belongs to another pool or configuration.
+        """
+        settings = dataclasses.replace(config.training, max_seconds=0.0)  # a longer budget may continue a run
+        identity = hashlib.sha256(
+            json.dumps([_dump(config.model), _dump(settings), pool.fingerprint]).encode()
+        ).hexdigest()
+        state = cls(folder, identity, {"model": model, "rates": rates}, optimizers)
+        if resume and state._file.is_file():
+            state._load()
+        return state
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def record(self, validation_auc: float) -> int:
+        """Keep the parameters if they are the best so far; returns how many validations in a row were not."""
+        # Without a validation campaign the last parameters are the best there are.
+        if not self.best_auc >= validation_auc:
+            self.best_auc = validation_auc
+            self._best = {n: t.detach().clone() for n, t in self._current().items()}
+            self.stale = 0
+        else:
+            self.stale += 1
+        return self.stale
+
+    def restore_best(self) -> None:
+        """Put the best parameters into the model and the rates."""
+        for name, tensor in self._current().items():
+            if name in self._best:
+                tensor.data.copy_(self._best[name])
+
+    def _current(self) -> dict[str, Tensor]:
+        return {f"{kind}.{n}": t for kind, module in self.modules.items() for n, t in module.state_dict().items()}
+
+    def save(self) -> None:
+        """Write everything needed to continue."""
+        tensors = {f"now.{n}": t for n, t in self._current().items()}
+        tensors |= {f"best.{n}": t for n, t in self._best.items()}
+        for name, optimizer in self.optimizers.items():
+            for index, entries in optimizer.state_dict()["state"].items():
+                for key, value in entries.items():
+                    tensors[f"optimizer.{name}.{index}.{key}"] = torch.as_tensor(value)
+        numbers = {k: getattr(self, k) for k in ("step", "samples", "seconds", "stale")}
+        numbers["best_auc"] = self.best_auc if math.isfinite(self.best_auc) else None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self._file.with_suffix(".tmp")
+        contiguous = {n: t.detach().contiguous().cpu() for n, t in tensors.items()}
+        save_file(contiguous, partial, {"identity": self.identity, "numbers": json.dumps(numbers)})
+        os.replace(partial, self._file)
+
+    def _load(self) -> None:
+        try:
+            with safe_open(self._file, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise DataCorrupted(f"{self._file} is damaged; delete {self.folder} to start anew", field="resume") from error
+        if metadata.get("identity") != self.identity:
+            raise InvalidInput(
+                f"{self.folder} belongs to another pool or configuration; delete it, or train with --no-resume",
+                field="resume",
+            )
+        numbers = json.loads(metadata["numbers"])
+        self.step, self.samples = numbers["step"], numbers["samples"]
+        self.seconds, self.stale = numbers["seconds"], numbers["stale"]
+        self.best_auc = -math.inf if numbers["best_auc"] is None else numbers["best_auc"]
+        self._best = _under("best.", tensors)
+        for name, tensor in self._current().items():
+            tensor.data.copy_(tensors[f"now.{name}"])
+        for name, optimizer in self.optimizers.items():
+            saved = optimizer.state_dict()
+            for key, tensor in _under(f"optimizer.{name}.", tensors).items():
+                index, entry = key.split(".")
+                value = int(tensor) if name == "tables" and entry == "step" else tensor
+                saved["state"].setdefault(int(index), {})[entry] = value
+            optimizer.load_state_dict(saved)
+
+    def remove(self) -> None:
+        """Forget the run: it has ended well."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _dump(section: Any) -> dict[str, Any]:
+    data: dict[str, Any] = TypeAdapter(type(section)).dump_python(section, mode="json")
+    return data
