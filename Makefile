@@ -64,7 +64,7 @@ demo: $(STAMPS)/package
 test: test-cpp test-python
 
 test-cpp: $(STAMPS)/requirements
-	@cmake -S . -B build/cmake -G Ninja -DCMAKE_BUILD_TYPE=Release -DLOOKALIKE_DEVELOPER_MODE=ON \
+	@cmake -S . -B build/cmake -G Ninja -DCMAKE_BUILD_TYPE=Release -DLOOKALIKE_BUILD_TESTS=ON -DLOOKALIKE_WERROR=ON \
 	  -DPython_EXECUTABLE='$(CURDIR)/$(BIN)/python' > build/cmake.log || { cat build/cmake.log; exit 1; }
 	@cmake --build build/cmake
 	@ctest --test-dir build/cmake --output-on-failure

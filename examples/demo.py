@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -207,39 +208,21 @@ def judge(dataset: Dataset, pool: Pool, campaign: CampaignId, audience: Audience
 
 
 def show(results: list[Result], work: Work) -> None:
-    """Print the table and where the audiences are, and keep the figures as JSON."""
-    table = Table(
-        title="Three held-out campaigns: the test campaigns at the 25th, 50th and 75th percentile of seed count"
-    )
-    for heading in (
-        "campaign",
-        "seeds given / matched",
-        "adapt s",
-        "compile s",
-        "score s",
-        "select s",
-        "users scored",
-        "K",
-    ):
-        table.add_column(heading, justify="right")
-    table.add_column("AUC / P@5% / R@5%")
-    table.add_column("logistic regression")
+    """Print two tables and where the audiences are, and keep the figures as JSON."""
+    names = [str(result.campaign) for result in results]
+    rows = []
     for result in results:
         audience, seconds = result.audience, result.audience.stage_seconds
-        table.add_row(
-            str(result.campaign),
-            f"{audience.seeds.given:,} / {audience.seeds.matched:,}",
-            *(f"{seconds[stage]:.2f}" for stage in ("adapting", "compiling", "scoring", "select")),
-            f"{audience.users_scored:,}",
-            f"{audience.size:,}",
-            _quality([result.ours]),
-            _quality([result.regression]),
-        )
-    table.add_section()
-    ours, regression = [r.ours for r in results], [r.regression for r in results]
-    table.add_row("mean", *[""] * 7, _quality(ours), _quality(regression), style="bold")
-    # Not cut to a narrow window: a log has none.
-    Console(width=max(140, Console().width)).print(table)
+        seeds = f"{audience.seeds.given:,} / {audience.seeds.matched:,}"
+        timed = [f"{seconds[stage]:.3f}" for stage in ("adapting", "compiling", "scoring", "select")]
+        rows.append([seeds, *timed, f"{audience.users_scored:,}", f"{audience.size:,}"])
+    stages = ["seeds given / matched", "adapting", "compiling", "scoring", "of it selecting", "users scored", "K"]
+    _print_table("What the service did (stages in seconds)", stages, names, rows)
+    quality = [[*_quality([result.ours]), *_quality([result.regression])] for result in results]
+    quality.append([*_quality([result.ours for result in results]), *_quality([r.regression for r in results])])
+    measures = ["AUC", "P@5%", "R@5%", "regression: AUC", "P@5%", "R@5%"]
+    title = "How good it was, on who turned out to be interested, beside a logistic regression"
+    _print_table(title, measures, [*names, "mean"], quality)
     for result in results:
         print(f"{result.campaign}: {_short(result.audience.parquet_path)}")
         print(f"{' ' * len(str(result.campaign))}  {_short(result.audience.receipt_path)}")
@@ -277,9 +260,20 @@ def _published_or_synthetic() -> tuple[str, Path]:
     return "synthetic", folder
 
 
-def _quality(metrics: list[Metrics]) -> str:
+def _quality(metrics: list[Metrics]) -> list[str]:
     mean = np.mean([(m.auc, m.precision, m.recall) for m in metrics], axis=0)
-    return " / ".join(f"{value:.3f}" for value in mean)
+    return [f"{value:.3f}" for value in mean]
+
+
+def _print_table(title: str, headings: list[str], names: list[str], rows: list[list[str]]) -> None:
+    print(f"\n{title}")
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading in ("campaign", *headings):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(name, *row)
+    # Not cut to the window: a log has none.
+    Console(width=120).print(table)
 
 
 def _lookalike(*arguments: str) -> list[str]:

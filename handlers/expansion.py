@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from lookalike import __version__, errors
 from lookalike.config import Config, parse
 from lookalike.runtime.execute import Executor
 from lookalike.runtime.heartbeat import Heartbeat
-from lookalike.runtime.wire import error_to_json, job_from_json
+from lookalike.runtime.wire import error_to_json, job_from_text
 from lookalike.training.checkpoint import fingerprint
 
 HEARTBEAT_SECONDS = 0.5
@@ -49,10 +48,6 @@ class ExpansionHandler:
 
     def initialize(self, context: Any) -> None:
         """Read the archive: the general checkpoint beside this file and the section `lookalike` of its YAML."""
-        # TorchServe keeps a worker's standard error (as WARN) and drops its standard output.
-        errors_only = logging.StreamHandler(sys.stderr)
-        errors_only.setLevel(logging.WARNING)
-        logging.getLogger().addHandler(errors_only)
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         properties = context.system_properties
         checkpoint = Path(properties["model_dir"])
@@ -80,7 +75,7 @@ class ExpansionHandler:
     def _expand(self, request: Mapping[str, Any], context: Any) -> None:
         if "job" not in request:
             raise errors.InvalidInput("a request holds 'job' or 'ping'", field="input")
-        job = job_from_json(json.loads(bytes(request["job"])))
+        job = job_from_text(bytes(request["job"]))
         if "stream" not in request:  # a message before the last one would kill the frontend's side of this worker
             self.executor.run(job, lambda _: None, lambda: False)
             return

@@ -3,13 +3,14 @@
     python protos/generate.py [--output python] [--descriptors build/protos.binpb]
 
 `--descriptors` writes a FileDescriptorSet with comments, for `buf lint`. Needs grpcio-tools and
-googleapis-common-protos; with mypy-protobuf on PATH it writes type stubs too.
+googleapis-common-protos; with mypy-protobuf it writes type stubs too.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shutil
 import sys
 import sysconfig
@@ -71,9 +72,11 @@ def _site(package: str) -> Path:
 
 def _stubs(output: Path) -> list[str]:
     arguments = []
+    # Beside this interpreter, or on PATH, where pip puts the requirements of an isolated build.
+    folders = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     for name in ("mypy", "mypy_grpc"):
-        plugin = Path(sysconfig.get_path("scripts")) / f"protoc-gen-{name}"
-        if plugin.exists():
+        plugin = shutil.which(f"protoc-gen-{name}", path=folders)
+        if plugin is not None:
             arguments += [f"--plugin=protoc-gen-{name}={plugin}", f"--{name}_out=quiet:{output}"]
     return arguments
 

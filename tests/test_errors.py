@@ -9,7 +9,10 @@ from lookalike.errors import LookalikeError
 
 
 def tree(root: type[LookalikeError] = LookalikeError) -> list[type[LookalikeError]]:
-    return [root, *(kind for child in root.__subclasses__() if child.__module__ == errors.__name__ for kind in tree(child))]
+    return [
+        root,
+        *(kind for child in root.__subclasses__() if child.__module__ == errors.__name__ for kind in tree(child)),
+    ]
 
 
 CLASSES = tree()

@@ -11,7 +11,7 @@ from lookalike.errors import InvalidInput
 from lookalike.evaluation.metrics import auc
 from lookalike.model.baselines.logistic_regression import LogisticRegression, one_hot
 from lookalike.pool.snapshot import Pool
-from lookalike.schema import Field, FieldKind, FeatureSchema
+from lookalike.schema import FeatureSchema, Field, FieldKind
 
 SCHEMA = FeatureSchema(
     (

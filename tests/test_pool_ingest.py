@@ -204,6 +204,8 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "u.parquet", users(10))
     with pytest.raises(InvalidInput, match="shard_rows"):
         ingest(path, tmp_path / "pool", shard_rows=0)
+    with pytest.raises(InvalidInput, match="time zone"):
+        ingest(path, tmp_path / "pool", as_of=datetime(2020, 1, 1))  # noqa: DTZ001
     with pytest.raises(NotFound):
         ingest(tmp_path / "absent.parquet", tmp_path / "pool")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -226,7 +225,7 @@ def test_a_worker_that_keeps_dying_fails_the_operation(sample_pool: Path, tmp_pa
     config = config_for(tmp_path, max_attempts=2)
     with front(config, sample_pool, runtime) as running, Client(running.address) as client:
         expansion = order(client)
-        with pytest.raises(errors.Unavailable, match="given up after 2 runs.*worker died") as caught:
+        with pytest.raises(errors.Unavailable, match=r"given up after 2 runs.*worker died") as caught:
             expansion.result(SECONDS)
         assert caught.value.reason == "WORKER_DIED"
         assert expansion.metadata().state == Metadata.STATE_FAILED
@@ -293,7 +292,10 @@ def test_the_server_stops_in_time_while_a_job_runs_and_a_client_waits(sample_poo
     runtime = ScriptedRuntime()
     runtime.hold()
     answers = []
-    with front(config_for(tmp_path), sample_pool, runtime) as running, grpc.insecure_channel(running.address) as channel:
+    with (
+        front(config_for(tmp_path), sample_pool, runtime) as running,
+        grpc.insecure_channel(running.address) as channel,
+    ):
         with Client(running.address) as client:
             name = order(client).name
         runtime.wait_for(lambda r: r.running == 1)
@@ -401,6 +403,9 @@ def test_features_the_model_does_not_know_are_refused_at_the_door(
         with pytest.raises(errors.SchemaError, match="unknown feature 'colour'") as caught:
             order(client, features={"colour": "red"})
         assert caught.value.field == "campaign.features.colour"
+        many = {f"feature_{'é' * 100}_{n}": "x" for n in range(100)}
+        with pytest.raises(errors.InvalidInput, match="and 99 more"):  # and not RESOURCE_EXHAUSTED
+            order(client, features=many)
         known = {schema.fields[0].name: None}
         assert order(client, features=known).result(SECONDS).size == 5
 
@@ -448,7 +453,7 @@ def test_an_audience_somebody_removed(client: Client, running: Front) -> None:
     expansion = order(client)
     audience = expansion.result(SECONDS)
     folder = running.data_dir / audience.name
-    os.rename(folder, folder.with_name("elsewhere"))
+    folder.rename(folder.with_name("elsewhere"))
     with pytest.raises(errors.NotFound):
         expansion.result(SECONDS)
     with pytest.raises(errors.NotFound):
@@ -497,7 +502,10 @@ def test_health_and_reflection(channel: grpc.Channel) -> None:
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "example.com:80", "127.0.0.1", "127.0.0.1:99999"])
 def test_only_loopback_without_tls(listen: str, sample_pool: Path, tmp_path: Path) -> None:
-    with pytest.raises(errors.InvalidInput) as caught, front(config_for(tmp_path, listen=listen), sample_pool, ScriptedRuntime()):
+    with (
+        pytest.raises(errors.InvalidInput) as caught,
+        front(config_for(tmp_path, listen=listen), sample_pool, ScriptedRuntime()),
+    ):
         pass
     assert caught.value.field == "service.listen"
 

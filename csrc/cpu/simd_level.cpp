@@ -14,8 +14,8 @@ constexpr std::array kLevels{SimdLevel::kScalar, SimdLevel::kAvx2, SimdLevel::kA
 // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
 bool supported(SimdLevel level) noexcept {
 #if defined(__x86_64__)
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("bmi") != 0 && __builtin_cpu_supports("popcnt") != 0;
+  const bool avx2 = __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("bmi") != 0 &&
+                    __builtin_cpu_supports("popcnt") != 0;
   switch (level) {
     case SimdLevel::kScalar:
       return true;
@@ -53,7 +53,8 @@ SimdLevel simd_level() noexcept {
 
 void force_simd_level(SimdLevel level) {
   if (!supported(level)) {
-    throw InvalidInput("level", "this machine cannot run " + std::string(name(level)) + "; supported_simd_levels() lists what it can");
+    throw InvalidInput(
+        "level", "this machine cannot run " + std::string(name(level)) + "; supported_simd_levels() lists what it can");
   }
   forced.store(static_cast<int>(level), std::memory_order_relaxed);
 }

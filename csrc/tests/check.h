@@ -34,7 +34,8 @@ inline void fail(const char* file, int line, const std::string& what) {
 }
 
 template <class A, class B>
-void equal(const A& actual, const B& expected, const char* text, const std::string& context, const char* file, int line) {
+void equal(const A& actual, const B& expected, const char* text, const std::string& context, const char* file,
+           int line) {
   if (!(actual == expected)) {
     std::ostringstream what;
     what << text << ": got " << actual << ", expected " << expected << ' ' << context;
@@ -73,8 +74,8 @@ inline int run() {
 
 }  // namespace check
 
-#define TEST(name)                                               \
-  static void name();                                            \
+#define TEST(name)                                                   \
+  static void name();                                                \
   static const check::Registration registration_##name(#name, name); \
   static void name()
 #define CHECK(condition) \

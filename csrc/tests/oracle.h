@@ -54,16 +54,17 @@ inline Expected select(const std::vector<float>& scores, std::size_t k, const st
   return expected;
 }
 
-inline void check_same(lookalike::TopK& top, const Expected& expected, std::size_t num_rows, const std::string& context) {
+inline void check_same(lookalike::TopK& top, const Expected& expected, std::size_t num_rows,
+                       const std::string& context) {
   // Before finish, whose compaction could hide a mistake in the count.
   const auto cutoff = top.cutoff();
   CHECK_EQUAL_IN(cutoff.has_value(), !expected.rows.empty(), context);
   if (cutoff) {
     CHECK_EQUAL_IN(cutoff->score, expected.scores.back(), context);
     CHECK_EQUAL_IN(cutoff->tied, expected.tied, context);
-    CHECK_EQUAL_IN(cutoff->selected,
-                   static_cast<std::uint64_t>(std::count(expected.scores.begin(), expected.scores.end(), cutoff->score)),
-                   context);
+    CHECK_EQUAL_IN(
+        cutoff->selected,
+        static_cast<std::uint64_t>(std::count(expected.scores.begin(), expected.scores.end(), cutoff->score)), context);
     CHECK(!(top.threshold() > cutoff->score));
   }
   lookalike::Selection unsorted = top.finish(false);
@@ -84,8 +85,8 @@ inline void check_same(lookalike::TopK& top, const Expected& expected, std::size
 }
 
 inline const std::vector<std::string>& distributions() {
-  static const std::vector<std::string> all{"random", "constant", "up",      "down",      "few", "clustered",
-                                            "last",   "nan",      "special", "denormals"};
+  static const std::vector<std::string> all{"random",    "constant", "up",  "down",    "few",
+                                            "clustered", "last",     "nan", "special", "denormals"};
   return all;
 }
 

@@ -31,17 +31,27 @@ TEST(levels_are_forced_and_reset) {
 }
 
 TEST(every_task_runs_once) {
-  for (const std::size_t threads : {1, 2, 8}) {
+  for (const std::size_t threads : {1U, 2U, 8U}) {
     std::vector<std::atomic<int>> runs(1000);
-    lookalike::detail::parallel_for(runs.size(), threads, [&](std::size_t i) { ++runs[i]; return true; }, {});
+    lookalike::detail::parallel_for(runs.size(), threads,
+                                    [&](std::size_t i) {
+                                      ++runs[i];
+                                      return true;
+                                    },
+                                    {});
     CHECK(std::all_of(runs.begin(), runs.end(), [](const auto& count) { return count == 1; }));
   }
 }
 
 TEST(false_and_exceptions_stop_the_loop) {
-  for (const std::size_t threads : {1, 3}) {
+  for (const std::size_t threads : {1U, 3U}) {
     std::atomic<int> runs{0};
-    lookalike::detail::parallel_for(1'000'000, threads, [&](std::size_t i) { ++runs; return i < 10; }, {});
+    lookalike::detail::parallel_for(1'000'000, threads,
+                                    [&](std::size_t i) {
+                                      ++runs;
+                                      return i < 10;
+                                    },
+                                    {});
     CHECK(runs < 1'000'000);
     runs = 0;
     const auto body = [&](std::size_t i) -> bool {
@@ -61,7 +71,10 @@ TEST(poll_runs_on_the_callers_thread_and_may_throw) {
     throw std::runtime_error("stop");
   };
   // Runs for ever unless polled.
-  const auto body = [](std::size_t) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); return true; };
+  const auto body = [](std::size_t) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return true;
+  };
   CHECK_THROWS(std::runtime_error, "stop", lookalike::detail::parallel_for(SIZE_MAX / 2, 2, body, poll));
   CHECK(!elsewhere);
 }

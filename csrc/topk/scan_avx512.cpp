@@ -16,10 +16,18 @@ struct Avx512 {
 
   static std::uint64_t not_below(const float* scores, float bound) noexcept {
     const __m512 bounds = _mm512_set1_ps(bound);
+    __mmask16 compared[kBlock / kLanes];
+    __mmask16 any = 0;
+    for (std::size_t part = 0; part < kBlock / kLanes; ++part) {
+      compared[part] = _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + part * kLanes), bounds, _CMP_NLT_UQ);
+      any = _mm512_kor(any, compared[part]);
+    }
+    if (any == 0) {  // one move out of the mask registers instead of four
+      return 0;
+    }
     std::uint64_t mask = 0;
     for (std::size_t part = 0; part < kBlock / kLanes; ++part) {
-      const __m512 values = _mm512_loadu_ps(scores + part * kLanes);
-      mask |= bits(_mm512_cmp_ps_mask(values, bounds, _CMP_NLT_UQ), part);
+      mask |= bits(compared[part], part);
     }
     return mask;
   }

@@ -63,11 +63,12 @@ void scan_with(Scan& scan) noexcept {
   // NaN for kBelowAll, and then everything passes. Where denormals count as zero the compare lets in too many, never
   // too few; the keys decide.
   const float bound = score_of(scan.threshold);
-  while (scan.position < scan.size && scan.num_keys + kBlock <= scan.capacity) {
-    const std::size_t left = scan.size - scan.position;
+  std::size_t position = scan.position;
+  while (position < scan.size && scan.num_keys + kBlock <= scan.capacity) {
+    const std::size_t left = scan.size - position;
     const std::size_t count = left < kBlock ? left : kBlock;
-    const auto row = static_cast<std::uint32_t>(scan.first_row + scan.position);
-    const float* scores = scan.scores + scan.position;
+    const auto row = static_cast<std::uint32_t>(scan.first_row + position);
+    const float* scores = scan.scores + position;
     float last[kBlock];
     if (count < kBlock) {
       __builtin_memset(last, 0, sizeof last);
@@ -82,8 +83,9 @@ void scan_with(Scan& scan) noexcept {
       }
       enter<Vector>(scan, scores, row, candidates);
     }
-    scan.position += count;
+    position += count;
   }
+  scan.position = position;
 }
 
 }  // namespace

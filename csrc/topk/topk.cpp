@@ -92,7 +92,9 @@ std::uint64_t scan_slice(std::span<const float> scores, std::uint32_t first_row,
 
 struct TopK::State {
   State(std::uint64_t k_, const TopKOptions& options_)
-      : k(k_), options(options_), reservoir(static_cast<std::size_t>(std::min(k_, options_.num_rows)), detail::kBelowAll) {}
+      : k(k_),
+        options(options_),
+        reservoir(static_cast<std::size_t>(std::min(k_, options_.num_rows)), detail::kBelowAll) {}
 
   void check_push(std::uint64_t first_row, std::uint64_t count, const PushOptions& push) const;
   void check_room(std::uint64_t more) const;

@@ -31,6 +31,9 @@ class ModelConfig:
     gate_hidden: int = 64
     # The paper's Eq. 6, 8, 9 also divide by n and m. With softmax weights that caps p at 1/m, so it is a switch.
     literal_average: bool = False
+    # A linear term inside every critic, sigma(t_i(r) + sum_f mean_v w_fv): what a logistic regression would see, which
+    # a low-rank network learns late from few seeds. Not in the paper; false is the published network.
+    wide: bool = True
     # N(0, 1), as in the authors' code, drowns rare ids in noise for a whole epoch.
     embedding_init_std: float = 0.01
 

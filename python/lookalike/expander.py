@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lookalike import __version__
 from lookalike.config import Config
@@ -308,5 +307,4 @@ def _ids_digest(ids: pa.Array) -> str:
     """SHA-256 of ids: eight little-endian bytes each, or UTF-8 each followed by a zero byte."""
     if pa.types.is_int64(ids.type):
         return hashlib.sha256(ids.to_numpy(zero_copy_only=False).astype("<i8").tobytes()).hexdigest()
-    joined = pc.binary_join_element_wise(ids, "", "\0")
-    return hashlib.sha256("".join(joined.to_pylist()).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{user_id}\0" for user_id in ids.to_pylist()).encode()).hexdigest()

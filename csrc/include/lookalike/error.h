@@ -9,7 +9,8 @@ namespace lookalike {
 /// An argument is wrong. what() names the fix, field() the argument as the caller spelled it.
 class InvalidInput : public std::invalid_argument {
  public:
-  InvalidInput(std::string field, const std::string& message) : std::invalid_argument(message), field_(std::move(field)) {}
+  InvalidInput(std::string field, const std::string& message)
+      : std::invalid_argument(message), field_(std::move(field)) {}
 
   [[nodiscard]] const std::string& field() const noexcept { return field_; }
 

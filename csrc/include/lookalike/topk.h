@@ -58,9 +58,9 @@ struct Selection {
 
 /// Where the selection ends.
 struct Cutoff {
-  float score;              // of the last row selected
-  std::uint64_t tied;       // rows with exactly this score among all that were pushed and not skipped
-  std::uint64_t selected;   // of these, in the selection: the lowest rows
+  float score;             // of the last row selected
+  std::uint64_t tied;      // rows with exactly this score among all that were pushed and not skipped
+  std::uint64_t selected;  // of these, in the selection: the lowest rows
 };
 
 /// Any member but the destructor and the move operations may be called from any number of threads at once. A failed

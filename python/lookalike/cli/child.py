@@ -57,11 +57,10 @@ class ServerProcess:
                 if match := _ADDRESS.search(line):
                     self.address = match[1]
                     return self
-            self._process.wait()
+            raise Unavailable(f"the service did not start; {self._log} ends with: {self._tail()}")
         except BaseException:
             self.stop()
             raise
-        raise Unavailable(f"the service did not start; {self._log} ends with: {self._tail()}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

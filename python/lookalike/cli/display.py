@@ -19,6 +19,8 @@ Report = Callable[[str, int, int, str], None]
 
 # Often enough to see that it lives, seldom enough to keep a log readable.
 LOG_INTERVAL_SECONDS = 10.0
+# What takes less gets one line, when it is done.
+FIRST_LOG_SECONDS = 1.0
 
 
 @contextmanager
@@ -63,16 +65,21 @@ def _bars() -> Iterator[Report]:
 
 
 class _LogLines:
+    """A line when something is done, and now and then while it takes long."""
+
     def __init__(self) -> None:
         self._what = ""
         self._next = 0.0
+        self._told = False
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        finished = bool(total) and done >= total
-        if what == self._what and now < self._next and not finished:
+        if what != self._what:
+            self._what, self._next, self._told = what, now + FIRST_LOG_SECONDS, False
+        finished = 0 < total <= done
+        if now < self._next and (self._told or not finished):
             return
-        self._what, self._next = what, now + LOG_INTERVAL_SECONDS
+        self._next, self._told = now + LOG_INTERVAL_SECONDS, finished
         share = f"{done:,} of {total:,}" if total else f"{done:,}"
         say(f"{what}: {share}" + (f", {note}" if note else ""))
 

@@ -5,6 +5,7 @@ Knows the expander and retrieval.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,6 +86,42 @@ def expand(
         _show(audience.path, audience.receipt)
 
 
+def verify(
+    audience: Annotated[Path, typer.Argument(metavar="AUDIENCE", help="The audience's folder.")],
+    pool: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where its pool is now, if it has moved.")] = None,
+    sample: Annotated[int, typer.Option(help="Users to score again, at least.")] = 100_000,
+    random_seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check that an audience is what its receipt says: hashes, order, completeness, and a sample scored again.
+
+    \b
+    Examples:
+      lookalike verify audience
+      lookalike verify audience --sample 1000000 --set scoring.device=cpu
+    """
+    from lookalike.retrieval.verify import require_passed
+    from lookalike.retrieval.verify import verify as check
+
+    settings = configuration(config, overrides)
+    with display.progress() as report:
+        verification = check(
+            audience,
+            pool=pool,
+            sample_users=sample,
+            random_seed=random_seed,
+            scoring=settings.scoring,
+            progress=lambda done, total: report("blocks", done, total, ""),
+        )
+    if as_json:
+        display.print_json({"passed": verification.passed, **asdict(verification)})
+    else:
+        display.table((("ok  " if one.passed else "FAIL") + f"  {one.name}", one.detail) for one in verification.checks)
+    require_passed(verification)
+
+
 def _show(path: Path, receipt: Receipt) -> None:
     seeds, adaptation = receipt.seeds, receipt.adaptation
     rows: list[tuple[str, object]] = [
@@ -99,7 +136,3 @@ def _show(path: Path, receipt: Receipt) -> None:
         gain = f"{adaptation.held_out_auc:.4f} on held-out seeds, {adaptation.general_auc:.4f} before adapting"
         rows.append(("AUC", gain))
     display.table(rows)
-
-
-def verify() -> None:
-    """x"""

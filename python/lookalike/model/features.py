@@ -122,9 +122,7 @@ class FeatureEncoder:
         """The batch with a random share of its ids replaced by their fields' unknown id, which trains that id."""
         if share <= 0:
             return batch
-        return replace(
-            batch, single=self._drop(batch.single, share, rng), values=self._drop(batch.values, share, rng)
-        )
+        return replace(batch, single=self._drop(batch.single, share, rng), values=self._drop(batch.values, share, rng))
 
     def _drop(self, ids: Tensor, share: float, rng: np.random.Generator) -> Tensor:
         dropped = torch.from_numpy(rng.random(tuple(ids.shape), dtype=np.float32) < share)

@@ -67,7 +67,8 @@ class MetaHeac(nn.Module):
     """f(c, u) of Eq. 9.
 
     All ids of user fields share one table, `user_embedding` `[ids, k]`, and so do those of campaign fields: training
-    swaps in just the rows that a batch needs (`torch.func.functional_call`).
+    swaps in just the rows that a batch needs (`torch.func.functional_call`). With `config.wide` the users' table has
+    one more column, each id's weight in the linear term; it starts at zero.
     """
 
     def __init__(self, users: FeatureSchema, campaigns: FeatureSchema, config: ModelConfig) -> None:
@@ -76,7 +77,10 @@ class MetaHeac(nn.Module):
         self.users = FeatureEncoder(users)
         self.campaigns = FeatureEncoder(campaigns)
         k, std = config.embedding_dim, config.embedding_init_std
-        self.user_embedding = nn.Parameter(torch.randn(self.users.table_rows, k) * std)
+        table = torch.randn(self.users.table_rows, k) * std
+        if config.wide:
+            table = torch.cat([table, torch.zeros(len(table), 1)], dim=1)
+        self.user_embedding = nn.Parameter(table)
         self.campaign_embedding = nn.Parameter(torch.randn(self.campaigns.table_rows, k) * std)
         campaign_dim = self.campaigns.num_fields * k
         self.experts = Experts(self.users.num_fields * k, config.hidden, config.num_experts)
@@ -89,12 +93,15 @@ class MetaHeac(nn.Module):
 
         In log space, because a probability that rounds to 0 or 1 has no gradient and no rank.
         """
-        user_fields = users.embed(self.user_embedding)  # [rows, Fu, k]
+        user_fields = users.embed(self.user_embedding)  # [rows, Fu, k or k + 1]
         campaign = campaigns.embed(self.campaign_embedding).flatten(1)  # [1 or rows, Fc * k]
         return self.head(user_fields, campaign)
 
     def head(self, user_fields: Tensor, campaign: Tensor) -> tuple[Tensor, Tensor]:
-        """The network above the embeddings: `[rows, Fu, k]` and `[1 or rows, Fc * k]`; returns as `forward`."""
+        """The network above the embeddings: `[rows, Fu, table width]`, `[1 or rows, Fc * k]`; returns as `forward`."""
+        k = self.config.embedding_dim
+        wide = user_fields[:, :, k:].sum(dim=1)  # [rows, 1], or [rows, 0]
+        user_fields = user_fields[:, :, :k]
         user_mean = user_fields.mean(dim=1)
         hidden = self.experts(user_fields.flatten(1))  # [n, rows, h]
         expert_weights = self.expert_gate(user_mean, campaign).exp()  # [rows, n]
@@ -102,6 +109,8 @@ class MetaHeac(nn.Module):
         if self.config.literal_average:
             mixed = mixed / self.config.num_experts
         opinions = self.critics(mixed)  # [rows, m], the t_i(r) of Eq. 7
+        if self.config.wide:
+            opinions = opinions + wide
         log_weights = self.critic_gate(user_mean, campaign)  # [rows, m]
         log_p = (log_weights + nn.functional.logsigmoid(opinions)).logsumexp(dim=1)  # Eq. 8
         if self.config.literal_average:

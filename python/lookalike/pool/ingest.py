@@ -58,6 +58,8 @@ def ingest(
     """
     if shard_rows < 1:
         raise InvalidInput(f"shard_rows must be 1 or more, not {shard_rows}", field="shard_rows")
+    if as_of is not None and as_of.tzinfo is None:
+        raise InvalidInput(f"as_of {as_of} has no time zone; give one", field="as_of")
     parquet = ParquetSource.open(source)
     where = f"{parquet.name}:{ID_COLUMN}"
     kept_id_type = id_type(require_column(parquet.schema, ID_COLUMN, where=parquet.name).type, where=where)

@@ -60,7 +60,7 @@ def build_archive(checkpoint: Path, output: Path, config: Config, *, handler: Pa
     output.parent.mkdir(parents=True, exist_ok=True)
     # The archiver empties and fills <TMPDIR>/<model name>: two at once must not share it.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-        folder = Path(scratch)
+        folder = Path(scratch).resolve()  # the archiver runs inside it
         (folder / CONFIG_NAME).write_text(settings)
         (folder / FINGERPRINT_NAME).write_text(inputs)
         built = _package(folder, handler, files)

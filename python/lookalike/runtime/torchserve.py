@@ -47,7 +47,7 @@ class TorchServeRuntime:
     def __init__(self, config: TorchServeConfig, *, log_file: Path, checkpoint: str = "") -> None:
         """`checkpoint`: fingerprint the archive must hold; empty: any."""
         self._config = config
-        self._log_file = log_file
+        self.log_file = log_file
         self._checkpoint = checkpoint
         self._server: _Server | None = None
         self._usable = asyncio.Event()
@@ -71,8 +71,10 @@ class TorchServeRuntime:
         """
         try:
             self._server = await self._launch()
-        except Unavailable as error:  # somebody took a port meanwhile, perhaps
-            _log.warning("TorchServe did not start: %s; trying once more", error)
+        except Unavailable as error:
+            if error.reason != "TORCHSERVE_ENDED":
+                raise
+            _log.warning("%s\nTrying once more: somebody may have taken one of its ports", error)
             self._server = await self._launch()
         self._usable.set()
         self._watch = asyncio.create_task(self._supervise(), name="torchserve-watch")
@@ -89,6 +91,8 @@ class TorchServeRuntime:
 
     async def run(self, job: ExpansionJob, progress: ProgressCallback) -> Receipt:
         """See `Runtime.run`. Cancelling the call leaves the worker at it: TorchServe cannot be told."""
+        if self._server is not None and self._server.process.returncode is not None:
+            self._usable.clear()  # dead, and not yet noticed
         try:
             await asyncio.wait_for(self._usable.wait(), self._config.startup_timeout_seconds)
         except TimeoutError as error:
@@ -107,7 +111,7 @@ class TorchServeRuntime:
             return False
 
     async def _launch(self) -> _Server:
-        process = TorchServeProcess(self._config.archive, self._log_file)
+        process = TorchServeProcess(self._config.archive, self.log_file)
         client = TorchServeClient(process.ports, process.keys)
         server = _Server(process, client)
         try:
@@ -120,10 +124,10 @@ class TorchServeRuntime:
 
     async def _until_ready(self, server: _Server) -> None:
         deadline = time.monotonic() + self._config.startup_timeout_seconds
-        trouble = "it has not answered"
+        trouble, reason = "it has not answered", "TORCHSERVE_NOT_STARTED"
         while time.monotonic() < deadline:
             if server.process.returncode is not None:
-                trouble = "it ended"
+                trouble, reason = "it ended", "TORCHSERVE_ENDED"
                 break
             try:
                 workers = await server.client.workers_ready()
@@ -139,7 +143,7 @@ class TorchServeRuntime:
         raise Unavailable(
             f"TorchServe did not start: {trouble}. Its log, {server.process.log_file}, ends:\n"
             f"{server.process.log_tail()}",
-            reason="TORCHSERVE_NOT_STARTED",
+            reason=reason,
         )
 
     def _check(self, said: dict[str, str]) -> None:
@@ -163,7 +167,7 @@ class TorchServeRuntime:
                 if time.monotonic() - last_alive < self._config.startup_timeout_seconds:
                     continue
             self._usable.clear()
-            _log.error("TorchServe died or has no worker; starting it again. Its log is %s", self._log_file)
+            _log.error("TorchServe died or has no worker; starting it again. Its log is %s", self.log_file)
             await self._end_server()
             self._server = await self._relaunch()
             self._usable.set()

@@ -33,12 +33,14 @@ LOG_TAIL = 2000
 
 _PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 
+# TorchServe itself writes twenty lines a request below WARN. MODEL_LOG is what workers print, tracebacks among it.
 _LOG_CONFIG = """<?xml version="1.0" encoding="UTF-8"?>
 <Configuration status="error">
   <Appenders>
     <Console name="OUT" target="SYSTEM_OUT"><PatternLayout pattern="%d{ISO8601} %-5p %t %c - %m%n"/></Console>
   </Appenders>
   <Loggers>
+    <Logger name="MODEL_LOG" level="info"/>
     <Root level="warn"><AppenderRef ref="OUT"/></Root>
   </Loggers>
 </Configuration>

@@ -38,6 +38,18 @@ def job_from_json(data: Any) -> ExpansionJob:
     return parse(ExpansionJob, data, field_prefix="job")
 
 
+def job_from_text(text: bytes) -> ExpansionJob:
+    """The job whose JSON `text` is.
+
+    Raises:
+        InvalidInput: not JSON, or not of a job.
+    """
+    try:
+        return job_from_json(json.loads(text))
+    except ValueError as error:
+        raise errors.InvalidInput(f"a job is JSON: {error}", field="job") from error
+
+
 def progress_to_json(progress: Progress) -> dict[str, Any]:
     """Plain data; `progress_from_json` is its inverse."""
     return {"stage": progress.stage.value, "done": progress.done, "total": progress.total}

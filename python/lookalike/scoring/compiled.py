@@ -52,6 +52,7 @@ class CompiledMetaHeac(nn.Module):
             experts = weights[0].permute(1, 0, 2).reshape(inputs, config.num_experts * width)
             first = torch.cat([experts, *mean], dim=1)
             bias = torch.cat([model.experts.biases[0].reshape(-1), *gate_biases])
+        self.embedding_dim = config.embedding_dim
         self.num_experts = config.num_experts
         self.expert_width = int(width)
         self.gate_width = config.gate_hidden
@@ -80,7 +81,7 @@ class CompiledMetaHeac(nn.Module):
         int64, which start at 0; ids within the field, as the schema encodes them.
         """
         rows = single.shape[0]
-        parts = [nn.functional.embedding(single + self.single_starts, self.table).flatten(1)]
+        parts = [nn.functional.embedding(single + self.single_starts, self.table)]  # [rows, S, table width]
         for field in range(len(self.multi_starts)):
             parts.append(
                 nn.functional.embedding_bag(
@@ -89,9 +90,12 @@ class CompiledMetaHeac(nn.Module):
                     offsets[field],
                     mode="mean",
                     include_last_offset=True,
-                )
+                ).unsqueeze(1)
             )
-        x = torch.addmm(self.first_bias, torch.cat(parts, 1), self.first_weight).relu()
+        fields = torch.cat(parts, 1)  # [rows, Fu, table width]
+        wide = fields[:, :, self.embedding_dim :].sum(1)  # [rows, 1], or [rows, 0] without the linear term
+        users = fields[:, :, : self.embedding_dim].reshape(rows, -1)
+        x = torch.addmm(self.first_bias, users, self.first_weight).relu()
         split = self.num_experts * self.expert_width
         hidden = x[:, :split].view(rows, self.num_experts, self.expert_width).transpose(0, 1)  # [n, rows, h]
         for weight, bias in zip(self.deeper_weights, self.deeper_biases):  # noqa: B905  TorchScript knows no strict
@@ -103,17 +107,15 @@ class CompiledMetaHeac(nn.Module):
             self.critic_gate_bias, x[:, split + self.gate_width :], self.critic_gate_weight
         ).softmax(1)  # [rows, m]
         mixed = (hidden * expert_gate.t().unsqueeze(2)).sum(0) * self.expert_scale  # [rows, h]
-        opinions = torch.addmm(self.critics_bias, mixed, self.critics_weight).sigmoid()  # [rows, m]
-        return (opinions * critic_gate).sum(1) * self.critic_scale
+        opinions = torch.addmm(self.critics_bias, mixed, self.critics_weight) + wide.sum(1, keepdim=True)  # [rows, m]
+        return (opinions.sigmoid() * critic_gate).sum(1) * self.critic_scale
 
 
 def _constant(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().clone(), requires_grad=False)
 
 
-def compile_model(
-    model: MetaHeac, campaign: EncodedColumns, output: Path, provenance: Mapping[str, Any]
-) -> None:
+def compile_model(model: MetaHeac, campaign: EncodedColumns, output: Path, provenance: Mapping[str, Any]) -> None:
     """Write the customised model as a TorchScript archive; `provenance` (plain data) goes inside, with the schema.
 
     Not frozen: freezing is the loader's, for the device it loads to, and the same model gives the same bytes.

@@ -134,7 +134,8 @@ class Door:
         if not path.is_file():
             raise NotFound(f"there is no file '{name}' in the server's seeds folder", field="seeds_path")
         try:
-            column = pq.read_table(path, columns=["user_id"])["user_id"].combine_chunks()
+            with pq.ParquetFile(path) as file:
+                column = file.read(columns=["user_id"])["user_id"].combine_chunks()
             kind = id_type(column.type, where=f"{name}:user_id")
             if pa.types.is_dictionary(column.type):
                 column = column.dictionary_decode()

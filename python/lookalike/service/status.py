@@ -23,9 +23,10 @@ _log = logging.getLogger(__name__)
 DOMAIN = "lookalike"
 DETAILS_KEY = "grpc-status-details-bin"
 
-# A status travels in headers: past 8 KiB gRPC turns it into RESOURCE_EXHAUSTED. The message is in them three times
-# (its own header, the Status, a violation), so this much of it and this many violations fit.
+# A status travels in headers: past 8 KiB gRPC turns it into RESOURCE_EXHAUSTED. The message goes percent-encoded (up to
+# three times its bytes), the Status in base64: 1,800 + 5,400 bytes leave room for the rest.
 MAX_MESSAGE = 600
+MAX_STATUS = 4000
 MAX_VIOLATIONS = 20
 MAX_VIOLATION = 200
 
@@ -72,6 +73,8 @@ def to_status(error: errors.LookalikeError) -> status_pb2.Status:
     if code is grpc.StatusCode.INVALID_ARGUMENT and error.field is not None:
         request = error_details_pb2.BadRequest()
         for one in violations[:MAX_VIOLATIONS]:
+            if status.ByteSize() + request.ByteSize() + 2 * MAX_VIOLATION > MAX_STATUS:
+                break
             request.field_violations.add(
                 field=_cut(one.field or "", MAX_VIOLATION // 2),
                 description=_cut(one.message, MAX_VIOLATION),
@@ -182,5 +185,7 @@ async def _abort(context: Any, error: Exception, method: str) -> NoReturn:
     raise AssertionError("abort raises")
 
 
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
+def _cut(text: str, size: int) -> str:
+    """At most `size` bytes of it in UTF-8."""
+    data = text.encode(errors="replace")
+    return data.decode() if len(data) <= size else data[: size - 3].decode(errors="ignore") + "..."

@@ -90,9 +90,7 @@ def adapt(
         for i, (train, test) in enumerate(folds)
     ]
     best_epoch, history = _choose_epochs(learners, config, ticker) if learners else (config.max_epochs, [])
-    final = _Learner(
-        checkpoint, pool, campaign, samples, None, config, place, np.random.default_rng([random_seed, 0])
-    )
+    final = _Learner(checkpoint, pool, campaign, samples, None, config, place, np.random.default_rng([random_seed, 0]))
     for _ in range(best_epoch):
         final.epoch(ticker)
     ticker.finish()
@@ -107,9 +105,7 @@ def adapt(
     )
 
 
-def _with_negatives(
-    seeds: npt.NDArray[np.int64], num_users: int, per_seed: int, rng: np.random.Generator
-) -> Samples:
+def _with_negatives(seeds: npt.NDArray[np.int64], num_users: int, per_seed: int, rng: np.random.Generator) -> Samples:
     available = num_users - len(seeds)
     if available < 1:
         raise EmptySeeds("every user of the pool is a seed; nobody is left to tell them from", field="seeds")

@@ -100,7 +100,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         model.load_state_dict(_under("model.", weights))
         rates.load_state_dict(_under("rates.", weights))
     except (SafetensorError, RuntimeError) as error:
-        raise DataCorrupted(f"{path / WEIGHTS_NAME} does not fit its description: {error}", field="checkpoint") from error
+        raise DataCorrupted(
+            f"{path / WEIGHTS_NAME} does not fit its description: {error}", field="checkpoint"
+        ) from error
     return Checkpoint(model, rates, users, campaigns, config, description["metrics"], fingerprint(path))
 
 
@@ -237,7 +239,9 @@ class TrainingState:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise DataCorrupted(f"{self._file} is damaged; delete {self.folder} to start anew", field="resume") from error
+            raise DataCorrupted(
+                f"{self._file} is damaged; delete {self.folder} to start anew", field="resume"
+            ) from error
         if metadata.get("identity") != self.identity:
             raise InvalidInput(
                 f"{self.folder} belongs to another pool or configuration; delete it, or train with --no-resume",

@@ -19,6 +19,8 @@ Parameters = dict[str, Tensor]
 # A rare id is in few of a batch's samples, so its gradient of the mean loss is smaller by orders of magnitude than a
 # weight's, which every sample moves. Learning starts from this ratio and sets one rate a field.
 EMBEDDING_RATE_RATIO = 100.0
+# A linear weight moves the logit directly and those of all fields add up: a larger start diverges.
+WIDE_RATE_RATIO = 4.0
 
 
 class InnerRates(nn.Module):
@@ -31,11 +33,13 @@ class InnerRates(nn.Module):
     def __init__(self, model: MetaHeac, alpha: float, *, learned: bool) -> None:
         super().__init__()
         self.names = [name for name, _ in model.named_parameters() if name not in (USER_TABLE, CAMPAIGN_TABLE)]
-        ratio = EMBEDDING_RATE_RATIO if learned else 1.0
+        ratio, wide_ratio = (EMBEDDING_RATE_RATIO, WIDE_RATE_RATIO) if learned else (1.0, 1.0)
         self.dense = nn.Parameter(torch.full((len(self.names),), math.log(alpha)), requires_grad=learned)
-        self.user_fields = nn.Parameter(
-            torch.full((len(model.users.schema.fields), 1), math.log(alpha * ratio)), requires_grad=learned
-        )
+        # Two rates a field: of its embeddings and of its linear weights.
+        self.embedding_dim = model.config.embedding_dim
+        self.table_width = model.user_embedding.shape[1]
+        start = torch.tensor([alpha * ratio, alpha * wide_ratio]).log()
+        self.user_fields = nn.Parameter(start.repeat(len(model.users.schema.fields), 1), requires_grad=learned)
         # A campaign has one row, which every sample of it moves.
         self.campaign_fields = nn.Parameter(
             torch.full((len(model.campaigns.schema.fields), 1), math.log(alpha)), requires_grad=learned
@@ -48,7 +52,9 @@ class InnerRates(nn.Module):
         rates: Parameters = dict(zip(self.names, self.dense.exp(), strict=True))
         assert isinstance(self.user_field_of, Tensor)
         assert isinstance(self.campaign_field_of, Tensor)
-        rates[USER_TABLE] = self.user_fields.exp()[self.user_field_of[rows.users]]
+        by_column = [self.user_fields[:, :1].expand(-1, self.embedding_dim), self.user_fields[:, 1:]]
+        by_field = torch.cat(by_column, dim=1)[:, : self.table_width].exp()  # [Fu, table width]
+        rates[USER_TABLE] = by_field[self.user_field_of[rows.users]]
         rates[CAMPAIGN_TABLE] = self.campaign_fields.exp()[self.campaign_field_of[rows.campaign]]
         return rates
 

@@ -138,9 +138,7 @@ class Trainer:
     def _adapted_prediction(self, prepared: _Prepared) -> tuple[tuple[Tensor, Tensor], Tensor]:
         parameters = campaign_parameters(self.model, prepared.rows)
         rates = self.rates.of(prepared.rows)
-        moved, _ = inner_step(
-            self.model, parameters, rates, prepared.batches[0], prepared.campaign, second_order=False
-        )
+        moved, _ = inner_step(self.model, parameters, rates, prepared.batches[0], prepared.campaign, second_order=False)
         users, labels = prepared.batches[1]
         with torch.no_grad():
             return predict(self.model, moved, users, prepared.campaign), labels

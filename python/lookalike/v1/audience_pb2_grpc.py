@@ -77,6 +77,7 @@ class AudienceServiceServicer:
     def ExpandAudience(self, request, context):
         """Starts an expansion. Its metadata is ExpandAudienceMetadata, its response ExpandAudienceResponse.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME AIP-151 asks for an Operation
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE google.longrunning.Operations returns it too
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

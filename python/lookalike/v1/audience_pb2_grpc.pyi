@@ -44,6 +44,7 @@ class AudienceServiceStub:
     ExpandAudience: _grpc.UnaryUnaryMultiCallable[_audience_pb2.ExpandAudienceRequest, _operations_pb2.Operation]
     """Starts an expansion. Its metadata is ExpandAudienceMetadata, its response ExpandAudienceResponse.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME AIP-151 asks for an Operation
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE google.longrunning.Operations returns it too
     """
     GetAudience: _grpc.UnaryUnaryMultiCallable[_audience_pb2.GetAudienceRequest, _audience_pb2.Audience]
     """What an audience is and how it came about.
@@ -69,6 +70,7 @@ class AudienceServiceAsyncStub(AudienceServiceStub):
     ExpandAudience: _aio.UnaryUnaryMultiCallable[_audience_pb2.ExpandAudienceRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Starts an expansion. Its metadata is ExpandAudienceMetadata, its response ExpandAudienceResponse.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME AIP-151 asks for an Operation
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE google.longrunning.Operations returns it too
     """
     GetAudience: _aio.UnaryUnaryMultiCallable[_audience_pb2.GetAudienceRequest, _audience_pb2.Audience]  # type: ignore[assignment]
     """What an audience is and how it came about.
@@ -97,6 +99,7 @@ class AudienceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Starts an expansion. Its metadata is ExpandAudienceMetadata, its response ExpandAudienceResponse.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME AIP-151 asks for an Operation
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE google.longrunning.Operations returns it too
         """
 
     @_abc_1.abstractmethod

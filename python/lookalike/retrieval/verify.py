@@ -1,0 +1,202 @@
+"""`lookalike verify`: does an audience hold what its receipt says, and is it the exact top K of its pool?
+
+Re-scores a random sample of the pool with the very model, in the very batches; knows `scoring` and `pool`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lookalike.config import ScoringConfig
+from lookalike.errors import DataCorrupted, FailedPrecondition, LookalikeError
+from lookalike.files import file_digest
+from lookalike.pool.snapshot import Pool
+from lookalike.retrieval.audience import Audience
+from lookalike.retrieval.receipt import AUDIENCE_NAME, MODEL_NAME
+from lookalike.scoring.compiled import TorchScriptEngine
+
+# Another machine's instruction set sums in another order; a probability moves by less than this.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what, whether it holds, and the figures or the reason."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks. `largest_difference` is that of re-scored from recorded scores: 0 on a like machine."""
+
+    checks: tuple[Check, ...]
+    users_rescored: int
+    largest_difference: float
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def verify(
+    audience: Path,
+    *,
+    pool: Path | None = None,
+    sample_users: int = 100_000,
+    random_seed: int = 0,
+    scoring: ScoringConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Check files against the receipt, order, counts, and a sample of re-scored blocks.
+
+    Args:
+        pool: where the pool is now, if it has moved.
+        sample_users: at least so many users are re-scored, in whole blocks; those of the last member are among them.
+        scoring: device and threads; the batch size is the receipt's.
+
+    Raises:
+        NotFound, DataCorrupted: there is no audience, model or pool to check. FailedPrecondition: the pool is another.
+    """
+    opened = Audience.open(audience)
+    receipt = opened.receipt
+    users = Pool.open(pool or receipt.pool)
+    if users.fingerprint != receipt.pool_sha256:
+        raise FailedPrecondition(
+            f"the pool at {users.path} is not the snapshot this audience was chosen from; name it with --pool",
+            field="pool",
+        )
+    checks = [*_files(audience, opened)]
+    members = opened.members(0, opened.num_members)
+    rows = users.find(members["user_id"])
+    scores = members["score"].to_numpy()
+    seeds = users.find(opened.seeds())
+    checks += [*_order(members, rows, scores), *_counts(opened, users, rows, scores, seeds)]
+    config = scoring or ScoringConfig()
+    engine = TorchScriptEngine(audience / MODEL_NAME, config)
+    skipped = np.zeros(0, np.int64) if receipt.include_seeds else seeds
+    sample = _Sample(users, engine, receipt.batch_size, rows, scores, skipped)
+    checks += sample.run(sample_users, random_seed, progress)
+    return Verification(tuple(checks), sample.users, sample.largest)
+
+
+def _files(folder: Path, audience: Audience) -> Iterator[Check]:
+    for name, expected in (
+        (AUDIENCE_NAME, audience.receipt.audience_sha256),
+        (MODEL_NAME, audience.receipt.model_sha256),
+    ):
+        actual = file_digest(folder / name) if (folder / name).is_file() else "missing"
+        yield Check(f"checksum of {name}", actual == expected, actual[:16])
+
+
+def _order(members: pa.Table, rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> Iterator[Check]:
+    ranks = members["rank"].to_numpy()
+    yield Check("ranks run from 1", bool(np.array_equal(ranks, np.arange(1, len(ranks) + 1))), f"{len(ranks)} members")
+    unknown = int(np.count_nonzero(rows < 0))
+    yield Check("members are users of the pool", unknown == 0, f"{unknown} unknown")
+    descending = scores[:-1] > scores[1:]
+    tied_in_order = (scores[:-1] == scores[1:]) & (rows[:-1] < rows[1:])
+    wrong = int(np.count_nonzero(~(descending | tied_in_order)))
+    yield Check("scores descend, ties by user id", wrong == 0, f"{wrong} out of order")
+
+
+def _counts(
+    audience: Audience,
+    pool: Pool,
+    rows: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    seeds: npt.NDArray[np.int64],
+) -> Iterator[Check]:
+    receipt = audience.receipt
+    whole = receipt.users_scored + receipt.users_skipped
+    yield Check(
+        "every user was scored or skipped",
+        whole == pool.num_users == receipt.pool_users,
+        f"{receipt.users_scored} scored + {receipt.users_skipped} skipped of {pool.num_users}",
+    )
+    expected = min(receipt.k_requested, receipt.users_scored)
+    yield Check("K members, or all there are", receipt.k == expected, f"{receipt.k} of {expected}")
+    cutoff = float(scores[-1]) if len(scores) else None
+    yield Check("the cut-off is the last score", cutoff == receipt.cutoff_score, f"{cutoff}")
+    inside = 0 if receipt.include_seeds else int(np.isin(rows, seeds).sum())
+    yield Check("no seed is a member", inside == 0, f"{inside} seeds" if not receipt.include_seeds else "seeds let in")
+
+
+class _Sample:
+    """Re-scores whole blocks: members must score what was recorded, others must rank behind the last member."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        engine: TorchScriptEngine,
+        batch_size: int,
+        rows: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float32],
+        skipped: npt.NDArray[np.int64],
+    ) -> None:
+        self.pool = pool
+        self.engine = engine
+        self.batch_size = batch_size
+        order = np.argsort(rows)
+        self.rows, self.scores = rows[order], scores[order]
+        self.last = (float(scores[-1]), int(rows[-1])) if len(rows) else (np.inf, -1)
+        self.skipped = np.sort(skipped)
+        self.users = 0
+        self.largest = 0.0
+        self.missing = 0
+        self.wrong = 0
+
+    def run(self, sample_users: int, seed: int, progress: Callable[[int, int], None] | None) -> list[Check]:
+        blocks = -(-self.pool.num_users // self.batch_size)
+        count = min(blocks, max(1, -(-sample_users // self.batch_size)))
+        chosen = set(np.random.default_rng(seed).choice(blocks, count, replace=False).tolist())
+        if self.last[1] >= 0:
+            chosen.add(self.last[1] // self.batch_size)
+        for done, block in enumerate(sorted(chosen), 1):
+            self._block(block * self.batch_size)
+            if progress is not None:
+                progress(done, len(chosen))
+        return [
+            Check("members score what was recorded", self.wrong == 0, f"largest difference {self.largest:.2g}"),
+            Check("nobody better was left out", self.missing == 0, f"{self.missing} of {self.users} re-scored"),
+        ]
+
+    def _block(self, start: int) -> None:
+        stop = min(start + self.batch_size, self.pool.num_users)
+        again = self.engine.score(self.pool.read(start, stop))
+        self.users += stop - start
+        low, high = np.searchsorted(self.rows, (start, stop))
+        members = self.rows[low:high] - start
+        difference = np.abs(again[members] - self.scores[low:high])
+        self.largest = max(self.largest, float(difference.max(initial=0.0)))
+        self.wrong += int(np.count_nonzero(~(difference <= TOLERANCE)))
+        outside = np.ones(stop - start, np.bool_)
+        outside[members] = False
+        outside[self.skipped[(self.skipped >= start) & (self.skipped < stop)] - start] = False
+        cutoff, last_row = self.last
+        numbers = np.arange(start, stop)
+        if self.largest == 0.0:  # the same arithmetic: ties count too
+            better = (again > np.float32(cutoff)) | ((again == np.float32(cutoff)) & (numbers < last_row))
+        else:
+            better = again > cutoff + TOLERANCE
+        self.missing += int(np.count_nonzero(better & outside))
+
+
+def require_passed(verification: Verification) -> None:
+    """Turn failed checks into an error.
+
+    Raises:
+        DataCorrupted: names every check that failed.
+    """
+    failed = [f"{check.name} ({check.detail})" for check in verification.checks if not check.passed]
+    if failed:
+        error: LookalikeError = DataCorrupted("verification failed: " + "; ".join(failed), field="audience")
+        raise error

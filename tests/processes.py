@@ -1,0 +1,34 @@
+"""Test help: the processes of a group, and waiting for what nobody tells of."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+
+import psutil
+
+SECONDS = 60.0  # more than anything here takes; only a hang gets there
+
+
+def alive(group: int) -> list[psutil.Process]:
+    """Live members of a process group."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For what nobody tells of: processes and other people's logs."""
+    give_up = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < give_up, "it did not come to that"
+        time.sleep(0.05)
+
+
+def workers(group: int) -> list[psutil.Process]:
+    return [p for p in alive(group) if any("model_service_worker" in part for part in p.cmdline())]

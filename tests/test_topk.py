@@ -1,0 +1,413 @@
+"""The selection against sorting everything, for every way of feeding it that changes nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lookalike import _core
+from lookalike.errors import InvalidInput
+from lookalike.retrieval.topk import MAX_ROWS, Cutoff, TopK
+
+Scores = npt.NDArray[np.float32]
+LEVELS = _core.simd_levels()
+TINY = np.float32(1e-45)  # the smallest denormal
+
+
+def sigmoid(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return 1 / (1 + np.exp(-values))
+
+
+def max_last(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
+    values = rng.random(n)
+    values[-1:] = 2
+    return values
+
+
+DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], npt.NDArray[Any]]] = {
+    "random": lambda rng, n: rng.standard_normal(n),
+    "constant": lambda rng, n: np.full(n, 0.25),
+    "sorted up": lambda rng, n: np.sort(rng.standard_normal(n)),
+    "sorted down": lambda rng, n: np.sort(rng.standard_normal(n))[::-1],
+    "few values": lambda rng, n: rng.integers(-2, 3, n),
+    "sigmoid": lambda rng, n: sigmoid(6 + rng.standard_normal(n) / 10),
+    "maximum last": max_last,
+    "NaN": lambda rng, n: np.where(rng.random(n) < 0.3, np.nan, rng.standard_normal(n)),
+    "special": lambda rng, n: rng.choice(np.array([0.0, -0.0, np.inf, -np.inf, 1, -1, TINY, -TINY], np.float32), n),
+    "denormals": lambda rng, n: rng.integers(-4, 5, n).astype(np.float32) * TINY,
+}
+
+
+def make(distribution: str, size: int, seed: int = 0) -> Scores:
+    return np.ascontiguousarray(DISTRIBUTIONS[distribution](np.random.default_rng(seed), size), np.float32)
+
+
+def oracle(scores: Scores, k: int, skipped: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], Cutoff | None]:
+    """The rows that must be selected, in order, and the cut-off."""
+    rows = np.flatnonzero(~skipped & ~np.isnan(scores))
+    chosen = rows[np.lexsort((rows, -scores[rows]))[:k]]
+    if not len(chosen):
+        return chosen, None
+    last = scores[chosen[-1]]
+    tied, selected = (int(np.count_nonzero(scores[part] == last)) for part in (rows, chosen))
+    return chosen, Cutoff(float(last), tied, selected)
+
+
+def check(top: TopK, scores: Scores, k: int, skipped: npt.NDArray[np.bool_] | None = None) -> None:
+    if skipped is None:
+        skipped = np.zeros(len(scores), bool)
+    expected, cutoff = oracle(scores, k, skipped)
+    assert top.cutoff == cutoff
+    assert top.ties_at_cutoff == (cutoff.tied if cutoff else 0)
+    if cutoff:
+        assert top.threshold <= cutoff.score
+    rows, found = top.finish()
+    assert rows.dtype == np.uint32
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(found, scores[expected])
+    assert not np.signbit(found[found == 0]).any()
+    unsorted_rows, unsorted_scores = top.finish(sorted=False)
+    np.testing.assert_array_equal(np.sort(unsorted_rows), np.sort(rows))
+    np.testing.assert_array_equal(scores[unsorted_rows], unsorted_scores)
+    assert top.rows_seen == len(scores)
+    assert top.rows_skipped == skipped.sum()
+    assert top.nan_count == np.isnan(scores[~skipped]).sum()
+
+
+def chunks(size: int, chunk: int) -> list[slice]:
+    return [slice(begin, begin + chunk) for begin in range(0, size, chunk)]
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    _core.set_simd_level(request.param)
+    yield request.param
+    _core.set_simd_level(None)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[Scores, int, int, int]:
+    """Scores, k, chunk and a seed."""
+    size = draw(st.one_of(st.integers(0, 300), st.sampled_from([4095, 12_000])))
+    k = draw(st.one_of(st.sampled_from([0, 1, size // 2, size, size + 7, 2**40]), st.integers(0, size)))
+    # One score at a time only where there are few of them.
+    chunk = draw(st.one_of(st.integers(1 if size <= 300 else 61, size + 1), st.sampled_from([64, 1000])))
+    seed = draw(st.integers(0, 2**32 - 1))
+    return make(draw(st.sampled_from(sorted(DISTRIBUTIONS))), size, seed), k, chunk, seed
+
+
+@given(streams(), st.sampled_from(LEVELS), st.booleans(), st.sampled_from([None, 0.1, 0.9]))
+@settings(max_examples=300, deadline=None)
+def test_equals_sorting_for_every_chunking_order_bitmap_and_level(
+    stream: tuple[Scores, int, int, int], level: str, shuffled: bool, skip_share: float | None
+) -> None:
+    scores, k, chunk, seed = stream
+    rng = np.random.default_rng(seed)
+    skipped = rng.random(len(scores)) < (skip_share or 0)
+    skip = None if skip_share is None else np.packbits(skipped, bitorder="little")
+    pieces = chunks(len(scores), chunk)
+    if shuffled:
+        rng.shuffle(pieces)
+    _core.set_simd_level(level)
+    try:
+        top = TopK(k, num_rows=len(scores), skip=skip, nan="skip")
+        for piece in pieces:
+            top.push(scores[piece], piece.start)
+        check(top, scores, k, skipped)
+    finally:
+        _core.set_simd_level(None)
+
+
+@given(streams(), st.integers(2, 5))
+@settings(max_examples=100, deadline=None)
+def test_merging_equals_pushing(stream: tuple[Scores, int, int, int], parts: int) -> None:
+    scores, k, chunk, seed = stream
+    tops = [TopK(k, nan="skip") for _ in range(parts)]
+    rng = np.random.default_rng(seed)
+    for piece in chunks(len(scores), chunk):
+        tops[rng.integers(parts)].push(scores[piece], piece.start)
+    while len(tops) > 1:
+        other = tops.pop(rng.integers(len(tops)))
+        tops[0].merge(other)
+    check(tops[0], scores, k)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=True), max_size=200), st.integers(0, 20))
+@settings(deadline=None)
+def test_equals_sorting_for_any_floats(values: list[float], k: int) -> None:
+    scores = np.array(values, np.float32)
+    top = TopK(k, nan="skip")
+    top.push(scores, 0)
+    check(top, scores, k)
+
+
+@pytest.mark.parametrize("k", [1, 100, 30_000, 200_000])
+@pytest.mark.parametrize("distribution", sorted(DISTRIBUTIONS))
+@pytest.mark.parametrize("threads", [2, 8])
+def test_threads_that_push_at_once_change_nothing(distribution: str, k: int, threads: int) -> None:
+    scores = make(distribution, 100_000, seed=3)
+    skipped = np.random.default_rng(4).random(len(scores)) < 0.05
+    top = TopK(k, num_rows=len(scores), skip=np.packbits(skipped, bitorder="little"), nan="skip")
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda piece: top.push(scores[piece], piece.start), chunks(len(scores), 1013)))
+    check(top, scores, k, skipped)
+
+
+@pytest.mark.parametrize("k", [10, 50_000])
+@pytest.mark.parametrize("distribution", ["random", "few values", "sorted up", "NaN"])
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_one_push_on_many_threads_changes_nothing(distribution: str, k: int, threads: int) -> None:
+    scores = make(distribution, 2**20 * 2 + 77, seed=5)  # below a million scores a thread none is started
+    top = TopK(k, num_rows=len(scores), nan="skip")
+    top.push(scores, 0, threads=threads)
+    check(top, scores, k)
+
+
+def test_ties_at_the_cutoff_are_counted_over_everything(level: str) -> None:
+    scores = np.tile(np.array([0, 1, 1, 2], np.float32), 25_000)
+    top = TopK(30_000, num_rows=len(scores))
+    for piece in reversed(chunks(len(scores), 777)):
+        top.push(scores[piece], piece.start)
+    # 25,000 twos, and then the first 5,000 of 50,000 ones.
+    assert top.cutoff == Cutoff(1.0, 50_000, 5_000)
+    assert top.ties_at_cutoff == 50_000
+
+
+def test_nan_is_refused_and_nothing_is_half_done(level: str) -> None:
+    scores = make("random", 200_000)
+    bad = scores.copy()
+    bad[123_456] = bad[150_000] = np.nan
+    top = TopK(100)
+    top.push(scores[:1000], 0)
+    with pytest.raises(InvalidInput, match="row 124456 is NaN") as raised:
+        top.push(bad, 1000, threads=2)
+    assert raised.value.field == "scores"
+    assert top.rows_seen == 1000
+    check(top, scores[:1000], 100)
+
+
+def test_nan_in_a_skipped_row_is_not_looked_at(level: str) -> None:
+    scores = make("random", 1000)
+    skipped = np.zeros(1000, bool)
+    scores[77], skipped[77] = np.nan, True
+    top = TopK(10, skip=np.packbits(skipped, bitorder="little"))
+    top.push(scores, 0)
+    check(top, scores, 10, skipped)
+
+
+def test_finish_may_be_called_again_and_pushing_go_on() -> None:
+    scores = make("few values", 20_000)
+    top = TopK(500)
+    for piece in chunks(len(scores), 4000):
+        top.push(scores[piece], piece.start)
+        check(top, scores[: piece.stop], 500)
+
+
+def test_results_outlive_the_selection() -> None:
+    top = TopK(3)
+    top.push(np.array([1, 3, 2, 0], np.float32), 0)
+    rows, scores = top.finish()
+    del top
+    assert (rows.tolist(), scores.tolist()) == ([1, 2, 0], [3, 2, 1])
+    rows[0] = 9  # the arrays are the caller's own
+    assert rows[0] == 9
+
+
+def test_the_bitmap_lives_as_long_as_the_selection() -> None:
+    skip = np.packbits(np.arange(80_000) % 2 == 0, bitorder="little")
+    references = sys.getrefcount(skip)
+    top = TopK(5, skip=skip)
+    assert sys.getrefcount(skip) > references  # held, hence not copied
+    del top
+    assert sys.getrefcount(skip) == references
+
+
+def test_read_only_and_memory_mapped_scores_are_taken(tmp_path: Any) -> None:
+    make("random", 5000).tofile(tmp_path / "scores")
+    scores: Scores = np.memmap(tmp_path / "scores", np.float32, mode="r")
+    top = TopK(10)
+    top.push(scores, 0)
+    check(top, np.array(scores), 10)
+
+
+def test_empty_selection() -> None:
+    for top in (TopK(0), TopK(5)):
+        assert top.cutoff is None
+        assert top.ties_at_cutoff == 0
+        assert [len(part) for part in top.finish()] == [0, 0]
+    assert TopK(5).threshold == -math.inf
+
+
+UNALIGNED = np.frombuffer(b"\0" * 17, np.uint8)[1:].view(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("scores", "fix"),
+    [
+        (np.zeros(4), "astype"),
+        (np.zeros(4, ">f4"), "astype"),
+        (np.zeros(4, np.float16), "astype"),
+        (np.zeros(8, np.float32)[::2], "ascontiguousarray"),
+        (np.zeros((2, 2), np.float32), "ravel"),
+        (np.float32(1), "asarray"),
+        ([1.0, 2.0], "asarray"),
+        (UNALIGNED, "require"),
+    ],
+)
+def test_scores_of_another_kind_are_refused_with_the_fix(scores: Any, fix: str) -> None:
+    with pytest.raises(InvalidInput, match=fix) as raised:
+        TopK(1).push(scores, 0)
+    assert raised.value.field == "scores"
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda: TopK(-1), "k"),
+        (lambda: TopK(1.5), "k"),  # type: ignore[arg-type]
+        (lambda: TopK(1, num_rows=MAX_ROWS + 1), "num_rows"),
+        (lambda: TopK(1, num_rows=2**70), "num_rows"),
+        (lambda: TopK(1, nan="ignore"), "nan"),  # type: ignore[arg-type]
+        (lambda: TopK(1, num_rows=9, skip=np.zeros(1, np.uint8)), "skip"),
+        (lambda: TopK(1, skip=np.zeros(8, bool)), "skip"),
+        (lambda: TopK(1, skip=np.zeros(1, np.uint8)).push(np.zeros(9, np.float32), 0), "skip"),
+        (lambda: TopK(1, num_rows=3).push(np.zeros(3, np.float32), 1), "first_row"),
+        (lambda: TopK(1).push(np.zeros(3, np.float32), MAX_ROWS - 2), "first_row"),
+        (lambda: TopK(1).push(np.zeros(3, np.float32), -1), "first_row"),
+        (lambda: TopK(1).push(np.zeros(3, np.float32), 0, threads=0), "threads"),
+        (lambda: TopK(1).merge(TopK(2)), "other"),
+        (lambda: _core.set_simd_level("mmx"), "level"),
+    ],
+)
+def test_wrong_arguments_name_themselves(call: Callable[[], object], field: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        call()
+    assert raised.value.field == field
+
+
+def test_a_selection_does_not_merge_into_itself() -> None:
+    top = TopK(2)
+    with pytest.raises(InvalidInput, match="itself"):
+        top.merge(top)
+
+
+def test_pushing_a_row_twice_is_noticed_when_rows_are_in_surplus() -> None:
+    top = TopK(1, num_rows=5)
+    top.push(np.zeros(3, np.float32), 0)
+    with pytest.raises(InvalidInput, match="push every row once"):
+        top.push(np.zeros(3, np.float32), 2)
+    assert top.rows_seen == 3
+
+
+def test_the_last_of_all_rows_can_be_selected(level: str) -> None:
+    top = TopK(1)
+    top.push(np.array([1, 2], np.float32), MAX_ROWS - 2)
+    assert top.finish()[0].tolist() == [MAX_ROWS - 1]
+
+
+def test_levels_can_be_asked_and_forced() -> None:
+    assert LEVELS[0] == "scalar"
+    assert _core.simd_level() == LEVELS[-1]
+    _core.set_simd_level("scalar")
+    assert _core.simd_level() == "scalar"
+    _core.set_simd_level(None)
+    assert _core.simd_level() == LEVELS[-1]
+
+
+def in_push(thread_id: int) -> bool:
+    """Whether the thread is inside TopK.push, to whose frame the core's code belongs."""
+    frame = sys._current_frames().get(thread_id)
+    return frame is not None and frame.f_code is TopK.push.__code__
+
+
+@pytest.fixture(scope="module")
+def many_scores() -> Scores:
+    """Ascending, so that every one enters: a push of them takes long beside the 50 ms between two polls."""
+    return np.arange(0x3F000000, 0x3F000000 + 2**26, dtype=np.uint32).view(np.float32)
+
+
+def test_the_gil_is_released_while_pushing(many_scores: Scores) -> None:
+    top = TopK(10)
+    finished = threading.Event()
+
+    def work() -> None:
+        top.push(many_scores, 0)
+        finished.set()
+
+    worker = threading.Thread(target=work)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # now a thread runs until it gives the GIL up by itself
+    try:
+        worker.start()
+        seen_inside = False
+        while not seen_inside and not finished.wait(0.001):
+            seen_inside = worker.ident is not None and in_push(worker.ident)
+    finally:
+        sys.setswitchinterval(interval)
+    worker.join()
+    assert seen_inside
+    assert top.rows_seen == len(many_scores)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_abandons_a_push(many_scores: Scores, threads: int) -> None:
+    top = TopK(10)
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        while not in_push(main):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the signal comes when the push is seen
+            thread.start()
+            # Were the signal handled after a push and not within it, that push would have been taken in.
+            top.push(many_scores, 0, threads)
+            top.push(many_scores, len(many_scores), threads)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert top.rows_seen == 0
+    top.push(np.array([1], np.float32), 0)
+    assert top.finish()[0].tolist() == [0]
+
+
+OUT_OF_MEMORY = """
+import resource
+import numpy as np
+from lookalike.errors import ResourceExhausted
+from lookalike.retrieval.topk import TopK
+
+scores = np.zeros(2**24, np.float32)
+top = TopK(len(scores))  # will want 128 MiB
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, resource.RLIM_INFINITY))
+try:
+    top.push(scores, 0)
+except ResourceExhausted:
+    print("refused, seen", top.rows_seen)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_out_of_memory_is_an_error_of_the_tree_and_leaves_nothing() -> None:
+    found = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert found.stdout == "refused, seen 0\n", found.stderr
