@@ -39,6 +39,8 @@ $(STAMPS)/venv:
 	  || { echo 'lookalike needs Python 3.11 or newer: make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	@echo 'int main() {}' | $(CXX) -std=c++20 -fsyntax-only -x c++ - 2>/dev/null \
 	  || { echo 'lookalike needs a C++20 compiler, such as g++ 12: make CXX=/path/to/g++' >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	  || { echo 'lookalike needs the headers of $(PYTHON) (Debian: python3-dev)' >&2; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV) >/dev/null \
 	  || { echo 'cannot make a virtual environment: install the venv module of $(PYTHON) (Debian: python3-venv)' >&2; exit 1; }
 	@mkdir -p $(STAMPS) && touch $@
@@ -93,5 +95,5 @@ loadtest: $(STAMPS)/package
 	@$(BIN)/python loadtests/run.py
 
 clean:
-	rm -rf build dist .venv .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist .venv .demo model_store/*.mar loadtests/results python/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find python -name '*_pb2*.py*' -delete -o -name '*.so' -delete

@@ -43,7 +43,7 @@ from lookalike.v1.audience_pb2 import Audience
 
 ROOT = Path(__file__).resolve().parents[1]
 # Leaves time for set-up, three expansions and their evaluation within a quarter of an hour on two cores.
-TRAINING = ("--set", "training.max_seconds=300")
+TRAINING_SECONDS = 300
 PERCENTILES = (25, 50, 75)
 DEFAULT_SHARE = 0.05  # of the pool, where no K is given
 
@@ -53,7 +53,7 @@ class Work:
     """What the demo keeps of one data set."""
 
     folder: Path
-    archive: Path = ROOT / "model_store" / "lookalike.mar"
+    archive: Path
 
     @property
     def pool(self) -> Path:
@@ -89,13 +89,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="dataset folder; default: MovieLens-1M from its publisher")
     parser.add_argument("--k", type=int, help="users to find; default: 5%% of the pool")
+    parser.add_argument(
+        "--seconds", type=int, default=TRAINING_SECONDS, help="of training, at most; default: %(default)s"
+    )
     parser.add_argument("--fresh", action="store_true", help="make everything anew")
+    parser.add_argument("--work", type=Path, default=ROOT, help="where .demo and model_store are; default: the clone")
     parser.add_argument("--serve", action="store_true", help="prepare, then serve on 127.0.0.1:8500 until Ctrl-C")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()
     try:
-        dataset, work = prepare(arguments.data, fresh=arguments.fresh)
+        dataset, work = prepare(
+            arguments.data, arguments.work.resolve(), seconds=arguments.seconds, fresh=arguments.fresh
+        )
         if arguments.serve:
             os.execv(sys.executable, [*_lookalike("serve"), *work.serve_arguments()])
         results = expand_and_judge(dataset, work, arguments.k)
@@ -109,10 +115,10 @@ def main() -> int:
     return 0
 
 
-def prepare(data: Path | None, *, fresh: bool) -> tuple[Dataset, Work]:
+def prepare(data: Path | None, root: Path, *, seconds: int, fresh: bool) -> tuple[Dataset, Work]:
     """Dataset, pool, general model and archive, made or found."""
-    name, data = (data.resolve().name, data) if data is not None else _published_or_synthetic()
-    work = Work(ROOT / ".demo" / name)
+    name, data = (data.resolve().name, data) if data is not None else _published_or_synthetic(root)
+    work = Work(root / ".demo" / name, archive=root / "model_store" / "lookalike.mar")
     if fresh:
         for folder in (work.pool, work.checkpoint, Path(f"{work.checkpoint}.training")):
             shutil.rmtree(folder, ignore_errors=True)
@@ -122,11 +128,12 @@ def prepare(data: Path | None, *, fresh: bool) -> tuple[Dataset, Work]:
     say(f"data: {data} ({len(dataset.campaign_ids('train'))} training campaigns)")
     users = dataset.users_path
     make(work.pool, [file_digest(users)], "ingest", str(users), "--output", str(work.pool))
+    budget = ("--set", f"training.max_seconds={seconds}")
     history = [file_digest(data / name) for name in ("campaigns.parquet", "samples.parquet")]
     make(
         work.checkpoint,
-        [*history, Pool.open(work.pool).fingerprint, *TRAINING],
-        *("train", str(data), "--pool", str(work.pool), "--output", str(work.checkpoint), *TRAINING),
+        [*history, Pool.open(work.pool).fingerprint, *budget],
+        *("train", str(data), "--pool", str(work.pool), "--output", str(work.checkpoint), *budget),
     )
     # Decides for itself whether the archive still fits the checkpoint.
     run("archive", "--checkpoint", str(work.checkpoint), "--output", str(work.archive))
@@ -243,9 +250,9 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _published_or_synthetic() -> tuple[str, Path]:
+def _published_or_synthetic(root: Path) -> tuple[str, Path]:
     """Name and folder of MovieLens-1M, from the last time or from its publisher, or else of a synthetic sample."""
-    folder = ROOT / ".demo" / "ml1m" / "dataset"
+    folder = root / ".demo" / "ml1m" / "dataset"
     if folder.is_dir():
         return "ml1m", folder
     try:
@@ -254,7 +261,7 @@ def _published_or_synthetic() -> tuple[str, Path]:
             return "ml1m", folder
     except Unavailable as error:
         say(f"no network ({error.message.splitlines()[0]}): running on a synthetic sample instead")
-    folder = ROOT / ".demo" / "synthetic" / "dataset"
+    folder = root / ".demo" / "synthetic" / "dataset"
     if not folder.is_dir():
         simulate(folder)
     return "synthetic", folder

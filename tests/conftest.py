@@ -6,8 +6,25 @@ from pathlib import Path
 
 import pytest
 
+from lookalike.config import AdaptationConfig, Config, ModelConfig, ScoringConfig, TrainingConfig
+from lookalike.dataset.layout import Dataset
 from lookalike.dataset.synthetic import simulate
 from lookalike.pool.ingest import ingest
+from lookalike.pool.snapshot import Pool
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test DATA=DIR`."""
+    parser.addoption("--data", type=Path, help="a real data set in the layout, for the tests that want one")
+
+
+@pytest.fixture(scope="session")
+def real_dataset(request: pytest.FixtureRequest) -> Path:
+    """The dataset folder given with --data; without one the test is skipped."""
+    path: Path | None = request.config.getoption("--data")
+    if path is None:
+        pytest.skip("wants a real data set: make test DATA=DIR")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -23,4 +40,30 @@ def sample_pool(sample_dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The pool of `sample_dataset`'s users."""
     path = tmp_path_factory.mktemp("sample") / "pool"
     ingest(sample_dataset / "users.parquet", path)
+    return path
+
+
+SMALL_MODEL = ModelConfig(embedding_dim=4, num_experts=2, num_critics=2, hidden=(8, 8), gate_hidden=8)
+
+
+@pytest.fixture(scope="session")
+def small_config() -> Config:
+    """A model and a training that take seconds; one thread, for small tensors are slower with more."""
+    return Config(
+        model=SMALL_MODEL,
+        training=TrainingConfig(support_size=128, query_size=128, tasks_per_step=4, max_samples=20_000, validate_every=10),
+        adaptation=AdaptationConfig(batch_size=128),
+        scoring=ScoringConfig(device="cpu", batch_size=256, threads=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def sample_checkpoint(
+    sample_dataset: Path, sample_pool: Path, small_config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A general checkpoint for `sample_pool`, trained on `sample_dataset`."""
+    from lookalike.training.meta import train  # noqa: PLC0415  only the tests that ask for it pay for torch
+
+    path = tmp_path_factory.mktemp("sample") / "checkpoint"
+    train(Dataset.open(sample_dataset), Pool.open(sample_pool), path, small_config)
     return path

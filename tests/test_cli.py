@@ -25,7 +25,9 @@ from lookalike.dataset.layout import Dataset
 from lookalike.errors import InvalidInput, LookalikeError, NotFound, SchemaError, Unavailable
 from lookalike.retrieval.receipt import Receipt
 
-QUICK = ("--set", "training.max_samples=4096", "--set", "training.support_size=64", "--set", "training.query_size=64")
+# What is tested here is the way, not how good the model is. Adaptation's settings travel with the checkpoint.
+QUICK = ("--set", "training.max_samples=2048", "--set", "training.support_size=64", "--set", "training.query_size=64")
+QUICK += ("--set", "adaptation.max_epochs=1", "--set", "adaptation.enough_held_out_seeds=1")
 
 
 def lookalike(*arguments: object) -> list[str]:

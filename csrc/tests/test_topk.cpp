@@ -17,7 +17,8 @@
 #include "lookalike/error.h"
 #include "lookalike/topk.h"
 #include "oracle.h"
-#include "topk/scan.h"
+#include "topk/key.h"
+#include "topk/reservoir.h"
 
 using lookalike::InvalidInput;
 using lookalike::NanPolicy;
@@ -217,6 +218,27 @@ TEST(a_huge_k_costs_nothing) {
   TopK top(~std::uint64_t{0});
   top.push(scores, 0);
   CHECK((top.finish().rows == std::vector<std::uint32_t>{1, 2, 0}));
+}
+
+TEST(ties_at_a_threshold_that_has_risen_since_do_not_count) {
+  using namespace lookalike::detail;
+  Reservoir reservoir(1, kBelowAll);
+  const auto fill = [&](float score, std::uint32_t first_row) {
+    std::vector<Key> keys;
+    for (std::uint32_t row = first_row; row < first_row + 5000; ++row) {
+      keys.push_back(make_key(score, row));
+    }
+    reservoir.append(keys, kBelowAll, 0);
+    return reservoir.threshold();
+  };
+  const Key low = fill(1, 0);
+  CHECK_EQUAL(score_of(low), 1.0F);
+  reservoir.append({}, low, 7);
+  CHECK_EQUAL(reservoir.cutoff()->tied, 5007U);
+  const Key high = fill(2, 5000);
+  CHECK_EQUAL(score_of(high), 2.0F);
+  reservoir.append({}, low, 9);  // from a thread that has not heard of it
+  CHECK_EQUAL(reservoir.cutoff()->tied, 5000U);
 }
 
 #if defined(__SSE2__)

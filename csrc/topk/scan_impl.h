@@ -14,6 +14,8 @@ namespace {
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the bitmap is read a word at a time");
 
+constexpr std::size_t kLine = 64 / sizeof(float);  // scores in a cache line
+
 /// Bits of rows row .. row + count - 1, count <= 64. Reads no byte that holds none of them.
 inline std::uint64_t skipped(const std::uint8_t* bitmap, std::uint32_t row, std::size_t count) noexcept {
   const std::uint8_t* first = bitmap + (row >> 3);
@@ -39,11 +41,7 @@ void enter(Scan& scan, const float* scores, std::uint32_t row, std::uint64_t can
   // equal scores would be taken bit by bit.
   if (row > row_of(scan.threshold)) {
     const auto bits = __builtin_bit_cast(std::uint32_t, score_of(scan.threshold));
-    std::uint64_t equal = Vector::equal(scores, bits);
-    if (bits == 0) {
-      equal |= Vector::equal(scores, 0x80000000U);  // -0
-    }
-    equal &= candidates;
+    const std::uint64_t equal = Vector::equal(scores, bits) & candidates;  // without -0, which the loop takes care of
     scan.ties += static_cast<std::uint64_t>(__builtin_popcountll(equal));
     candidates &= ~equal;
   }
@@ -64,16 +62,19 @@ void scan_with(Scan& scan) noexcept {
   // too few; the keys decide.
   const float bound = score_of(scan.threshold);
   std::size_t position = scan.position;
+  // A shorter first block, so that the others start on a cache line: loads across two halve the speed of AVX-512.
+  const std::size_t past_edge = reinterpret_cast<std::uintptr_t>(scan.scores + position) / sizeof(float) % kLine;
+  std::size_t step = kBlock - past_edge;
   while (position < scan.size && scan.num_keys + kBlock <= scan.capacity) {
     const std::size_t left = scan.size - position;
-    const std::size_t count = left < kBlock ? left : kBlock;
+    const std::size_t count = left < step ? left : step;
     const auto row = static_cast<std::uint32_t>(scan.first_row + position);
     const float* scores = scan.scores + position;
-    float last[kBlock];
+    float partial[kBlock];
     if (count < kBlock) {
-      __builtin_memset(last, 0, sizeof last);
-      __builtin_memcpy(last, scores, count * sizeof(float));
-      scores = last;
+      __builtin_memset(partial, 0, sizeof partial);
+      __builtin_memcpy(partial, scores, count * sizeof(float));
+      scores = partial;
     }
     std::uint64_t candidates = Vector::not_below(scores, bound);
     if (candidates != 0) {
@@ -84,6 +85,7 @@ void scan_with(Scan& scan) noexcept {
       enter<Vector>(scan, scores, row, candidates);
     }
     position += count;
+    step = kBlock;
   }
   scan.position = position;
 }

@@ -1,12 +1,12 @@
 // Prints the best of a stream of scores: `best_users 3 < scores.txt`, where line i holds the score of row i.
+#include <lookalike/cpu.h>
+#include <lookalike/topk.h>
+#include <lookalike/version.h>
+
 #include <exception>
 #include <iostream>
 #include <string>
 #include <vector>
-
-#include <lookalike/cpu.h>
-#include <lookalike/topk.h>
-#include <lookalike/version.h>
 
 namespace {
 

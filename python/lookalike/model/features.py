@@ -42,21 +42,24 @@ class FeatureBatch:
             self.num_multi,
         )
 
-    def embed(self, table: Tensor) -> Tensor:
-        """Embedding of every field: `[rows, S + M, k]` from a table `[ids, k]`.
+    def embed(self, table: Tensor, mean_columns: int | None = None) -> Tensor:
+        """Embedding of every field: `[rows, S + M, width]` from a table `[ids, width]`.
 
-        A multi-valued field is the mean of its ids' rows, an empty one zero. Twice differentiable in `table`, which
-        the library's embedding bag is not.
+        A multi-valued field is the mean of its ids' rows in the first `mean_columns` columns (default: all) and their
+        sum in the others; an empty one is zero. Twice differentiable in `table`, which the library's embedding bag
+        is not.
         """
-        rows, k = self.single.shape[0], table.shape[1]
-        single = torch.nn.functional.embedding(self.single, table)  # [rows, S, k]
+        rows, width = self.single.shape[0], table.shape[1]
+        single = torch.nn.functional.embedding(self.single, table)  # [rows, S, width]
         if self.num_multi == 0:
             return single
-        pooled = torch.zeros(rows * self.num_multi, k, dtype=table.dtype, device=table.device)
+        pooled = torch.zeros(rows * self.num_multi, width, dtype=table.dtype, device=table.device)
         if self.values.numel():  # a lookup of nothing has no second derivative
-            entries = torch.nn.functional.embedding(self.values, table) * self.weights  # [nnz, k]
-            pooled = pooled.index_add(0, self.bags, entries)
-        return torch.cat([single, pooled.view(rows, self.num_multi, k)], dim=1)
+            entries = torch.nn.functional.embedding(self.values, table)  # [nnz, width]
+            mean = width if mean_columns is None else mean_columns
+            weighted = torch.cat([entries[:, :mean] * self.weights, entries[:, mean:]], dim=1)
+            pooled = pooled.index_add(0, self.bags, weighted)
+        return torch.cat([single, pooled.view(rows, self.num_multi, width)], dim=1)
 
     def occurring(self) -> Tensor:
         """Table rows that occur, ascending, each once."""

@@ -43,8 +43,9 @@ class Experts(nn.Module):
         wide = self.weights[0].permute(1, 0, 2).reshape(inputs, self.n * width)
         x = torch.addmm(self.biases[0].reshape(-1), users, wide).relu()  # [rows, n * width]
         x = x.view(-1, self.n, width).transpose(0, 1)  # [n, rows, width]
-        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            x = torch.baddbmm(bias, x, weight).relu()
+        # By index: a slice of a ParameterList wraps its tensors anew, which cuts them from a campaign's graph.
+        for layer in range(1, len(self.weights)):
+            x = torch.baddbmm(self.biases[layer], x, self.weights[layer]).relu()
         return x
 
 
@@ -68,7 +69,8 @@ class MetaHeac(nn.Module):
 
     All ids of user fields share one table, `user_embedding` `[ids, k]`, and so do those of campaign fields: training
     swaps in just the rows that a batch needs (`torch.func.functional_call`). With `config.wide` the users' table has
-    one more column, each id's weight in the linear term; it starts at zero.
+    one more column, each id's weight in the linear term: zero at first, and summed over a multi-valued field, because
+    each id is evidence of its own.
     """
 
     def __init__(self, users: FeatureSchema, campaigns: FeatureSchema, config: ModelConfig) -> None:
@@ -93,7 +95,7 @@ class MetaHeac(nn.Module):
 
         In log space, because a probability that rounds to 0 or 1 has no gradient and no rank.
         """
-        user_fields = users.embed(self.user_embedding)  # [rows, Fu, k or k + 1]
+        user_fields = users.embed(self.user_embedding, self.config.embedding_dim)  # [rows, Fu, k or k + 1]
         campaign = campaigns.embed(self.campaign_embedding).flatten(1)  # [1 or rows, Fc * k]
         return self.head(user_fields, campaign)
 

@@ -52,7 +52,6 @@ class CompiledMetaHeac(nn.Module):
             experts = weights[0].permute(1, 0, 2).reshape(inputs, config.num_experts * width)
             first = torch.cat([experts, *mean], dim=1)
             bias = torch.cat([model.experts.biases[0].reshape(-1), *gate_biases])
-        self.embedding_dim = config.embedding_dim
         self.num_experts = config.num_experts
         self.expert_width = int(width)
         self.gate_width = config.gate_hidden
@@ -62,7 +61,10 @@ class CompiledMetaHeac(nn.Module):
         self.multi_starts = [starts[name] for name in model.users.multi_names]
         single_starts = torch.tensor([starts[name] for name in model.users.single_names], dtype=torch.int64)
         self.register_buffer("single_starts", single_starts)
-        self.register_buffer("table", model.user_embedding.detach().clone())
+        table = model.user_embedding.detach()
+        k = config.embedding_dim
+        self.register_buffer("table", table[:, :k].clone())
+        self.register_buffer("wide", table[:, k:].clone() if config.wide else torch.zeros(len(table), 1))
         self.register_buffer("first_weight", first.contiguous())
         self.register_buffer("first_bias", bias)
         self.deeper_weights = nn.ParameterList(_constant(w) for w in weights[1:])
@@ -81,21 +83,16 @@ class CompiledMetaHeac(nn.Module):
         int64, which start at 0; ids within the field, as the schema encodes them.
         """
         rows = single.shape[0]
-        parts = [nn.functional.embedding(single + self.single_starts, self.table)]  # [rows, S, table width]
+        single = single + self.single_starts
+        parts = [nn.functional.embedding(single, self.table).flatten(1)]  # [rows, S * k]
+        wide = nn.functional.embedding(single, self.wide).sum(1)  # [rows, 1]
         for field in range(len(self.multi_starts)):
+            ids, starts = values[field] + self.multi_starts[field], offsets[field]
             parts.append(
-                nn.functional.embedding_bag(
-                    values[field] + self.multi_starts[field],
-                    self.table,
-                    offsets[field],
-                    mode="mean",
-                    include_last_offset=True,
-                ).unsqueeze(1)
+                nn.functional.embedding_bag(ids, self.table, starts, mode="mean", include_last_offset=True)
             )
-        fields = torch.cat(parts, 1)  # [rows, Fu, table width]
-        wide = fields[:, :, self.embedding_dim :].sum(1)  # [rows, 1], or [rows, 0] without the linear term
-        users = fields[:, :, : self.embedding_dim].reshape(rows, -1)
-        x = torch.addmm(self.first_bias, users, self.first_weight).relu()
+            wide = wide + nn.functional.embedding_bag(ids, self.wide, starts, mode="sum", include_last_offset=True)
+        x = torch.addmm(self.first_bias, torch.cat(parts, 1), self.first_weight).relu()
         split = self.num_experts * self.expert_width
         hidden = x[:, :split].view(rows, self.num_experts, self.expert_width).transpose(0, 1)  # [n, rows, h]
         for weight, bias in zip(self.deeper_weights, self.deeper_biases):  # noqa: B905  TorchScript knows no strict
@@ -107,7 +104,7 @@ class CompiledMetaHeac(nn.Module):
             self.critic_gate_bias, x[:, split + self.gate_width :], self.critic_gate_weight
         ).softmax(1)  # [rows, m]
         mixed = (hidden * expert_gate.t().unsqueeze(2)).sum(0) * self.expert_scale  # [rows, h]
-        opinions = torch.addmm(self.critics_bias, mixed, self.critics_weight) + wide.sum(1, keepdim=True)  # [rows, m]
+        opinions = torch.addmm(self.critics_bias, mixed, self.critics_weight) + wide  # [rows, m]
         return (opinions.sigmoid() * critic_gate).sum(1) * self.critic_scale
 
 

@@ -1,0 +1,327 @@
+"""The embedded library end to end: expand, the audience on disk, its receipt, and verify's eye for every lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from lookalike.config import Config
+from lookalike.dataset.layout import Dataset
+from lookalike.dataset.synthetic import simulate
+from lookalike.errors import (
+    AlreadyExists,
+    Cancelled,
+    DataCorrupted,
+    EmptySeeds,
+    FailedPrecondition,
+    InvalidInput,
+    NotFound,
+    SchemaError,
+)
+from lookalike.expander import Expander
+from lookalike.files import file_digest
+from lookalike.pool.ingest import ingest
+from lookalike.retrieval.audience import Audience, write_members
+from lookalike.retrieval.receipt import Progress, Receipt, SeedMatch, Stage
+from lookalike.retrieval.selection import row_bitmap
+from lookalike.retrieval.verify import require_passed, verify
+from lookalike.schema import EncodedColumns
+from lookalike.scoring.compiled import TorchScriptEngine
+from lookalike.training.meta import train
+
+
+@pytest.fixture(scope="module")
+def expander(sample_checkpoint: Path, sample_pool: Path, small_config: Config) -> Expander:
+    return Expander.open(sample_checkpoint, sample_pool, small_config)
+
+
+@pytest.fixture(scope="module")
+def order(sample_dataset: Path) -> dict[str, object]:
+    """What a marketer hands in: a test campaign's name, features and seeds."""
+    dataset = Dataset.open(sample_dataset)
+    campaign = dataset.campaign_ids("test")[0]
+    users, labels = dataset.samples(campaign, "seed")
+    seeds = users.filter(pa.array(labels == 1))
+    return {"campaign": str(campaign), "features": dataset.campaign_features(campaign), "seeds": seeds, "k": 300}
+
+
+@pytest.fixture(scope="module")
+def audience(expander: Expander, order: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Audience:
+    return expander.expand(**order, output=tmp_path_factory.mktemp("audiences") / "spring")  # type: ignore[arg-type]
+
+
+def test_the_audience_is_the_exact_top_k(audience: Audience, expander: Expander, order: dict[str, object]) -> None:
+    """Against every user scored at once and sorted by numpy."""
+    engine = TorchScriptEngine(audience.path / "model.pt", expander.config.scoring)
+    blocks = [engine.score(block) for _, block in expander.pool.blocks(engine.batch_size)]
+    scores = np.concatenate(blocks)
+    scores[expander.pool.find(order["seeds"])] = -1  # type: ignore[arg-type]
+    best = np.lexsort((np.arange(len(scores)), -scores))[:300]
+    members = audience.members(0, 300)
+    assert members["user_id"].combine_chunks().equals(expander.pool.user_ids(best))
+    np.testing.assert_array_equal(members["score"].to_numpy(), scores[best])
+    assert members["rank"].to_pylist() == list(range(1, 301))
+
+
+def test_the_receipt_tells_what_was_done(audience: Audience, expander: Expander, order: dict[str, object]) -> None:
+    receipt = audience.receipt
+    seeds = len(order["seeds"])  # type: ignore[arg-type]
+    assert receipt.seeds == SeedMatch(given=seeds, matched=seeds, duplicates=0, not_in_pool=0)
+    assert receipt.users_scored + receipt.users_skipped == expander.pool.num_users == receipt.pool_users
+    assert receipt.users_skipped == seeds
+    assert receipt.k == 300
+    assert receipt.cutoff_score == audience.members(299, 300)["score"][0].as_py()
+    assert receipt.ties_at_cutoff >= receipt.ties_selected >= 1
+    assert receipt.audience_sha256 == file_digest(audience.path / "audience.parquet")
+    assert receipt.checkpoint_sha256 == expander.checkpoint_sha256
+    assert receipt.pool_sha256 == expander.pool.fingerprint
+    assert {"matching", "adapting", "compiling", "scoring", "writing", "select"} == set(receipt.seconds)
+    assert Receipt.from_json(json.loads((audience.path / "manifest.json").read_text())) == receipt
+
+
+def test_the_same_request_gives_the_same_bytes(
+    audience: Audience, sample_checkpoint: Path, expander: Expander, order: dict[str, object], tmp_path: Path
+) -> None:
+    shuffled = pc.take(order["seeds"], pa.array(np.random.default_rng(0).permutation(len(order["seeds"]))))  # type: ignore[arg-type]
+    other = Expander.open(sample_checkpoint, expander.pool.path, expander.config)
+    again = other.expand(**{**order, "seeds": shuffled}, output=tmp_path / "again")  # type: ignore[arg-type]
+    for name in ("audience.parquet", "model.pt", "seeds.parquet"):
+        assert (again.path / name).read_bytes() == (audience.path / name).read_bytes()
+    volatile = {"created": "", "seconds": {}}
+    assert dataclasses.replace(again.receipt, **volatile) == dataclasses.replace(audience.receipt, **volatile)
+
+
+def test_an_output_that_is_there_is_returned_or_refused(
+    audience: Audience, expander: Expander, order: dict[str, object]
+) -> None:
+    before = (audience.path / "manifest.json").stat().st_mtime_ns
+    assert expander.expand(**order, output=audience.path).receipt == audience.receipt  # type: ignore[arg-type]
+    assert (audience.path / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(AlreadyExists, match="another k_requested"):
+        expander.expand(**{**order, "k": 301}, output=audience.path)  # type: ignore[arg-type]
+
+
+def test_seeds_are_counted_and_left_out_unless_asked_for(
+    expander: Expander, order: dict[str, object], tmp_path: Path
+) -> None:
+    seeds = order["seeds"].to_pylist()  # type: ignore[attr-defined]
+    given = [*seeds, seeds[0], seeds[0], -1, -2, -3]
+    whole = 10**9
+    out = expander.expand(**{**order, "seeds": given, "k": whole}, output=tmp_path / "out")  # type: ignore[arg-type]
+    assert out.receipt.seeds == SeedMatch(given=len(given), matched=len(seeds), duplicates=2, not_in_pool=3)
+    assert out.num_members == expander.pool.num_users - len(seeds)
+    assert not set(out.members(0, whole)["user_id"].to_pylist()) & set(seeds)
+    everyone = expander.expand(
+        **{**order, "k": whole}, include_seeds=True, output=tmp_path / "all"  # type: ignore[arg-type]
+    )
+    assert everyone.num_members == expander.pool.num_users
+    assert verify(everyone.path, scoring=expander.config.scoring).passed
+
+
+def test_progress_runs_through_all_stages(expander: Expander, order: dict[str, object], tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    expander.expand(**order, output=tmp_path / "out", progress=seen.append)  # type: ignore[arg-type]
+    assert list(dict.fromkeys(p.stage for p in seen)) == list(Stage)
+    for stage in Stage:
+        steps = [p for p in seen if p.stage is stage]
+        assert steps[-1].done == steps[-1].total
+        assert [p.done for p in steps] == sorted(p.done for p in steps)
+
+
+@pytest.mark.parametrize("stage", [Stage.ADAPTING, Stage.SCORING])
+def test_cancelling_leaves_nothing_behind(
+    expander: Expander, order: dict[str, object], tmp_path: Path, stage: Stage
+) -> None:
+    reached: list[Progress] = []
+    with pytest.raises(Cancelled):
+        expander.expand(
+            **order,  # type: ignore[arg-type]
+            output=tmp_path / "out",
+            progress=reached.append,
+            cancelled=lambda: reached[-1].stage is stage,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "field"),
+    [
+        ({"campaign": ""}, InvalidInput, "campaign"),
+        ({"k": 0}, InvalidInput, "k"),
+        ({"random_seed": -1}, InvalidInput, "random_seed"),
+        ({"seeds": []}, EmptySeeds, "seeds"),
+        ({"seeds": [-1] * 20}, EmptySeeds, "seeds"),
+        ({"seeds": ["a", "b"]}, InvalidInput, "seeds"),
+        ({"features": {"colour": "red"}}, SchemaError, "features.colour"),
+    ],
+)
+def test_a_wrong_request_names_the_field(
+    expander: Expander,
+    order: dict[str, object],
+    tmp_path: Path,
+    change: dict[str, object],
+    error: type[InvalidInput],
+    field: str,
+) -> None:
+    with pytest.raises(error) as caught:
+        expander.expand(**{**order, **change}, output=tmp_path / "out")  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pool_of_another_schema_is_refused(sample_checkpoint: Path, tmp_path: Path) -> None:
+    other = simulate(tmp_path / "other", users=500, campaigns=5, seed=99)
+    ingest(other.users_path, tmp_path / "pool")
+    with pytest.raises(FailedPrecondition, match="--schema"):
+        Expander.open(sample_checkpoint, tmp_path / "pool")
+
+
+def test_string_ids_all_the_way(small_config: Config, tmp_path: Path) -> None:
+    dataset = simulate(tmp_path / "data", users=1500, campaigns=10, seed=3, string_ids=True)
+    pool = ingest(dataset.users_path, tmp_path / "pool")
+    train(dataset, pool, tmp_path / "ck", small_config)
+    campaign = dataset.campaign_ids("test")[0]
+    users, labels = dataset.samples(campaign, "seed")
+    audience = Expander.open(tmp_path / "ck", tmp_path / "pool", small_config).expand(
+        campaign="c", seeds=users.filter(pa.array(labels == 1)), k=50, output=tmp_path / "audience"
+    )
+    assert pa.types.is_large_string(audience.id_type) or pa.types.is_string(audience.id_type)
+    assert verify(audience.path, scoring=small_config.scoring).passed
+
+
+def test_pages_and_batches_are_the_whole(audience: Audience) -> None:
+    whole = audience.members(0, 300)
+    pages = pa.concat_tables([audience.members(start, start + 70) for start in range(0, 300, 70)])
+    assert pages.equals(whole)
+    assert pa.Table.from_batches(list(audience.batches(64, start=10))).equals(whole.slice(10).combine_chunks())
+    assert audience.members(300, 400).num_rows == 0
+    with pytest.raises(InvalidInput):
+        audience.members(5, 4)
+
+
+def test_an_audience_that_is_none_is_refused(audience: Audience, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no audience"):
+        Audience.open(tmp_path / "nowhere")
+    copy = _copy(audience, tmp_path)
+    pq.write_table(audience.members(0, 299), copy / "audience.parquet")
+    with pytest.raises(DataCorrupted, match="299 members"):
+        Audience.open(copy)
+    (copy / "manifest.json").write_text("{}")
+    with pytest.raises(DataCorrupted, match="not a receipt"):
+        Audience.open(copy)
+
+
+def test_bitmap_has_a_bit_for_each_row() -> None:
+    rows = np.array([0, 7, 8, 20, 21], np.int64)
+    bits = np.unpackbits(row_bitmap(rows, 22), bitorder="little")
+    assert np.flatnonzero(bits).tolist() == rows.tolist()
+    assert len(row_bitmap(rows, 22)) == 3
+
+
+# verify ---------------------------------------------------------------------------------------------------------------
+
+
+def _copy(audience: Audience, folder: Path) -> Path:
+    return Path(shutil.copytree(audience.path, folder / "copy"))
+
+
+def _failed(path: Path, expander: Expander) -> set[str]:
+    found = verify(path, scoring=expander.config.scoring)
+    return {check.name for check in found.checks if not check.passed}
+
+
+def _rewrite(path: Path, ids: pa.Array, scores: np.ndarray) -> None:
+    """A forger who knows the format: members replaced, receipt mended to match."""
+    write_members(path / "audience.parquet", ids, scores.astype(np.float32))
+    receipt = json.loads((path / "manifest.json").read_text())
+    receipt["audience_sha256"] = file_digest(path / "audience.parquet")
+    receipt["cutoff_score"] = float(np.float32(scores[-1]))
+    (path / "manifest.json").write_text(json.dumps(receipt))
+
+
+def test_verify_passes_a_true_audience_and_rescores_exactly(audience: Audience, expander: Expander) -> None:
+    found = verify(audience.path, scoring=expander.config.scoring)
+    require_passed(found)
+    assert found.largest_difference == 0
+    assert found.users_rescored == expander.pool.num_users
+    assert verify(audience.path, sample_users=1, scoring=expander.config.scoring).users_rescored <= 512
+
+
+def test_verify_finds_a_changed_byte(audience: Audience, expander: Expander, tmp_path: Path) -> None:
+    copy = _copy(audience, tmp_path)
+    _rewrite(copy, audience.members(0, 300)["user_id"].combine_chunks(), audience.members(0, 300)["score"].to_numpy())
+    assert _failed(copy, expander) == set()
+    receipt = json.loads((copy / "manifest.json").read_text())
+    receipt["audience_sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(receipt))
+    assert _failed(copy, expander) == {"checksum of audience.parquet"}
+
+
+def test_verify_finds_a_member_left_out(audience: Audience, expander: Expander, tmp_path: Path) -> None:
+    """The 5th member is dropped and everyone moves up; the 301st fills the place."""
+    copy = _copy(audience, tmp_path)
+    more = expander.expand(
+        campaign=audience.receipt.campaign,
+        features=audience.receipt.features,
+        seeds=audience.seeds(),
+        k=301,
+        output=tmp_path / "more",
+    ).members(0, 301)
+    kept = pa.concat_tables([more.slice(0, 4), more.slice(5)])
+    _rewrite(copy, kept["user_id"].combine_chunks(), kept["score"].to_numpy())
+    assert _failed(copy, expander) == {"nobody better was left out"}
+
+
+def test_verify_finds_a_wrong_score_and_a_wrong_order(audience: Audience, expander: Expander, tmp_path: Path) -> None:
+    copy = _copy(audience, tmp_path)
+    members = audience.members(0, 300)
+    scores = members["score"].to_numpy().copy()
+    scores[0] += 0.01
+    _rewrite(copy, members["user_id"].combine_chunks(), scores)
+    assert "members score what was recorded" in _failed(copy, expander)
+    scores = members["score"].to_numpy().copy()
+    scores[[3, 200]] = scores[[200, 3]]
+    _rewrite(copy, members["user_id"].combine_chunks(), scores)
+    assert "scores descend, ties by user id" in _failed(copy, expander)
+
+
+def test_verify_finds_a_seed_and_a_stranger(audience: Audience, expander: Expander, tmp_path: Path) -> None:
+    copy = _copy(audience, tmp_path)
+    members = audience.members(0, 300)
+    ids = members["user_id"].to_pylist()
+    ids[7] = audience.seeds()[0].as_py()
+    _rewrite(copy, pa.array(ids), members["score"].to_numpy())
+    assert "no seed is a member" in _failed(copy, expander)
+    ids[7] = -5
+    _rewrite(copy, pa.array(ids), members["score"].to_numpy())
+    assert "members are users of the pool" in _failed(copy, expander)
+
+
+def test_verify_refuses_another_pool(audience: Audience, sample_dataset: Path, tmp_path: Path) -> None:
+    users = pq.read_table(sample_dataset / "users.parquet")
+    pq.write_table(users.slice(1), tmp_path / "users.parquet")
+    ingest(tmp_path / "users.parquet", tmp_path / "pool")
+    with pytest.raises(FailedPrecondition, match="another snapshot|not the snapshot"):
+        verify(audience.path, pool=tmp_path / "pool")
+    with pytest.raises(DataCorrupted):
+        require_passed(_broken(audience, tmp_path))
+
+
+def _broken(audience: Audience, folder: Path):  # type: ignore[no-untyped-def]
+    copy = _copy(audience, folder)
+    (copy / "model.pt").write_bytes((copy / "model.pt").read_bytes() + b"\0")
+    return verify(copy)
+
+
+def test_scores_do_not_depend_on_where_a_block_starts(audience: Audience, expander: Expander) -> None:
+    engine = TorchScriptEngine(audience.path / "model.pt", expander.config.scoring)
+    columns: EncodedColumns = expander.pool.read(100, 200)
+    np.testing.assert_allclose(engine.score(columns), engine.score(expander.pool.read(0, 300))[100:200], rtol=1e-5)

@@ -1,0 +1,269 @@
+"""Algorithm 1 against a plain implementation, tasks, resumption, checkpoints, and adaptation by the seeds."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lookalike.config import Config
+from lookalike.dataset.layout import Dataset
+from lookalike.errors import AlreadyExists, Cancelled, DataCorrupted, EmptySeeds, InvalidInput, NotFound
+from lookalike.model.metaheac import MetaHeac, binary_cross_entropy
+from lookalike.pool.snapshot import Pool
+from lookalike.training.adapt import adapt
+from lookalike.training.checkpoint import fingerprint, load_checkpoint
+from lookalike.training.meta import Trainer, TrainingProgress, train
+from lookalike.training.tasks import Samples, Task, hold_out, load_tasks, sampling_weights
+
+
+@pytest.fixture(scope="module")
+def dataset(sample_dataset: Path) -> Dataset:
+    return Dataset.open(sample_dataset)
+
+
+@pytest.fixture(scope="module")
+def pool(sample_pool: Path) -> Pool:
+    return Pool.open(sample_pool)
+
+
+@pytest.fixture(scope="module")
+def tasks(dataset: Dataset, pool: Pool) -> list[Task]:
+    return load_tasks(dataset, pool, dataset.campaign_schema(), "train")
+
+
+def plain_step(trainer: Trainer, number: int) -> dict[str, torch.Tensor]:
+    """Algorithm 1's gradient as its authors compute it: whole tables copied for each task, autograd through it all."""
+    settings, model = trainer.config, trainer.model
+    rng = np.random.default_rng([settings.seed, number])
+    drawn = rng.choice(len(trainer.tasks), settings.tasks_per_step, replace=False, p=trainer.weights)
+    total = torch.zeros(())
+    for index in drawn:
+        task = trainer.tasks[index]
+        support, query = task.support_and_query(settings.support_size, settings.query_size, rng)
+        campaign = model.campaigns.with_unknown(
+            model.campaigns.batch(task.features), settings.campaign_id_dropout, rng
+        )
+        users = [model.users.batch(trainer.pool.take(s.rows)) for s in (support, query)]
+        users = [model.users.with_unknown(b, settings.user_id_dropout, rng) for b in users]
+        parameters = dict(model.named_parameters())
+        loss = binary_cross_entropy(model(users[0], campaign), torch.from_numpy(support.labels))
+        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=settings.second_order)
+        moved = {
+            name: p - settings.inner_lr * g for (name, p), g in zip(parameters.items(), gradients, strict=True)
+        }
+        prediction = torch.func.functional_call(model, moved, (users[1], campaign))
+        total = total + binary_cross_entropy(prediction, torch.from_numpy(query.labels)) / len(drawn)
+    names = list(dict(model.named_parameters()))
+    return dict(zip(names, torch.autograd.grad(total, list(model.parameters())), strict=True))
+
+
+@pytest.mark.parametrize("second_order", [True, False], ids=["second order", "first order"])
+def test_a_step_has_the_gradient_of_algorithm_1(
+    small_config: Config, dataset: Dataset, pool: Pool, tasks: list[Task], second_order: bool
+) -> None:
+    settings = dataclasses.replace(
+        small_config.training, learn_inner_rates=False, second_order=second_order, inner_lr=0.7
+    )
+    torch.manual_seed(3)
+    model = MetaHeac(pool.schema, dataset.campaign_schema(), small_config.model)
+    with torch.no_grad():
+        model.user_embedding.normal_()
+    trainer = Trainer(model, settings, pool, tasks)
+    expected = plain_step(Trainer(copy.deepcopy(model), settings, pool, tasks), 0)
+    trainer.step(0)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.to_dense(), expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_every_parameter_is_trained(small_config: Config, dataset: Dataset, pool: Pool, tasks: list[Task]) -> None:
+    """Inner and outer loop reach every tensor, and every learned rate."""
+    settings = dataclasses.replace(small_config.training, second_order=False)
+    trainer = Trainer(MetaHeac(pool.schema, dataset.campaign_schema(), small_config.model), settings, pool, tasks)
+    trainer.step(0)  # the linear weights start at zero and cost the embeddings nothing
+    trainer.step(1)
+    for name, parameter in [*trainer.model.named_parameters(), *trainer.rates.named_parameters()]:
+        assert parameter.grad is not None, name
+        per_tensor = parameter.grad.to_dense()
+        assert per_tensor.abs().sum() > 0, name
+    assert (trainer.rates.dense.grad != 0).all()
+
+
+def test_the_two_orders_differ(small_config: Config, dataset: Dataset, pool: Pool, tasks: list[Task]) -> None:
+    gradients = []
+    for second_order in (True, False):
+        settings = dataclasses.replace(small_config.training, second_order=second_order)
+        torch.manual_seed(3)
+        trainer = Trainer(
+            MetaHeac(pool.schema, dataset.campaign_schema(), small_config.model), settings, pool, tasks
+        )
+        trainer.step(0)
+        assert trainer.model.critics.weight.grad is not None
+        gradients.append(trainer.model.critics.weight.grad)
+    assert not torch.allclose(gradients[0], gradients[1])
+
+
+def test_support_and_query_are_disjoint_and_of_one_campaign(tasks: list[Task]) -> None:
+    for task in tasks:
+        numbered = dataclasses.replace(
+            task,
+            seeds=Samples(np.arange(len(task.seeds)), task.seeds.labels),
+            audience=Samples(np.arange(len(task.audience)) + len(task.seeds), task.audience.labels),
+        )
+        support, query = numbered.support_and_query(100, 60, np.random.default_rng(0))
+        assert not set(support.rows) & set(query.rows)
+        assert (len(support), len(query)) == (100, 60)
+        small, rest = numbered.support_and_query(10**6, 10**6, np.random.default_rng(0))
+        assert sorted([*small.rows, *rest.rows]) == list(range(len(task.samples)))
+
+
+def test_only_training_campaigns_are_trained_on(dataset: Dataset, tasks: list[Task]) -> None:
+    assert {task.campaign_id for task in tasks} <= set(dataset.campaign_ids("train"))
+    kept, held = hold_out(tasks, 0.25, np.random.default_rng(0))
+    ids = [t.campaign_id for t in kept + held]
+    assert sorted(ids) == sorted(t.campaign_id for t in tasks)
+    assert len(held) == round(0.25 * len(tasks))
+
+
+def test_larger_campaigns_are_drawn_more_often_unless_uniform(tasks: list[Task]) -> None:
+    sizes = np.array([len(task.samples) for task in tasks])
+    np.testing.assert_allclose(sampling_weights(tasks, "size"), sizes / sizes.sum())
+    ratio = sampling_weights(tasks, "sqrt") ** 2
+    np.testing.assert_allclose(ratio / ratio.sum(), sizes / sizes.sum())
+    np.testing.assert_allclose(sampling_weights(tasks, "uniform"), 1 / len(tasks))
+
+
+def test_training_learns_to_adapt_and_keeps_the_best(
+    dataset: Dataset, pool: Pool, small_config: Config, tmp_path: Path
+) -> None:
+    reports: list[TrainingProgress] = []
+    settings = dataclasses.replace(small_config.training, max_samples=60_000, patience=100)
+    checkpoint = train(
+        dataset, pool, tmp_path / "ck", dataclasses.replace(small_config, training=settings), progress=reports.append
+    )
+    assert [r.step for r in reports] == list(range(1, len(reports) + 1))
+    assert reports[-1].samples >= 60_000
+    assert checkpoint.metrics["validation_auc"] > 0.6
+    assert checkpoint.metrics["validation_auc"] == max(r.validation_auc for r in reports if r.validation_auc is not None)
+    assert not Path(f"{tmp_path / 'ck'}.training").exists()
+
+
+def test_an_interrupted_training_continues_to_the_same_weights(
+    dataset: Dataset, pool: Pool, small_config: Config, sample_checkpoint: Path, tmp_path: Path
+) -> None:
+    calls = iter(range(10**6))
+    with pytest.raises(Cancelled, match="again to continue"):
+        train(dataset, pool, tmp_path / "ck", small_config, cancelled=lambda: next(calls) == 7)
+    assert not (tmp_path / "ck").exists()
+    steps: list[int] = []
+    train(dataset, pool, tmp_path / "ck", small_config, progress=lambda p: steps.append(p.step))
+    assert steps[0] == 8
+    ours, undisturbed = load_file(tmp_path / "ck/model.safetensors"), load_file(sample_checkpoint / "model.safetensors")
+    for name, tensor in undisturbed.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
+    assert fingerprint(tmp_path / "ck") == fingerprint(sample_checkpoint)
+
+
+def test_a_run_of_another_configuration_is_not_continued(
+    dataset: Dataset, pool: Pool, small_config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(Cancelled):
+        train(dataset, pool, tmp_path / "ck", small_config, cancelled=lambda: True)
+    other = dataclasses.replace(small_config, training=dataclasses.replace(small_config.training, outer_lr=0.1))
+    with pytest.raises(InvalidInput, match="another pool or configuration"):
+        train(dataset, pool, tmp_path / "ck", other)
+
+
+def test_a_checkpoint_is_not_overwritten(
+    dataset: Dataset, pool: Pool, small_config: Config, sample_checkpoint: Path
+) -> None:
+    with pytest.raises(AlreadyExists):
+        train(dataset, pool, sample_checkpoint, small_config)
+
+
+def test_a_damaged_checkpoint_is_refused(sample_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"checkpoint\.json is missing"):
+        load_checkpoint(tmp_path)
+    for name in ("checkpoint.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((sample_checkpoint / name).read_bytes())
+    assert load_checkpoint(tmp_path).fingerprint == fingerprint(sample_checkpoint)
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(DataCorrupted, match="checksum"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "checkpoint.json").write_text('{"format_version": 99}')
+    with pytest.raises(DataCorrupted, match="format 99"):
+        load_checkpoint(tmp_path)
+
+
+def seeds_of(task: Task) -> np.ndarray:
+    return np.sort(task.seeds.rows[task.seeds.labels == 1])
+
+
+@pytest.mark.parametrize("optimizer", ["meta", "adam"])
+def test_adaptation_fits_the_seeds_and_only_the_rows_they_touch(
+    sample_checkpoint: Path, pool: Pool, tasks: list[Task], optimizer: str
+) -> None:
+    checkpoint = load_checkpoint(sample_checkpoint)
+    task = max(tasks, key=lambda t: int(t.seeds.labels.sum()))
+    config = dataclasses.replace(checkpoint.config.adaptation, optimizer=optimizer, embedding_lr=0.01)
+    adapted = adapt(checkpoint, pool, task.features, seeds_of(task), config)
+    assert adapted.best_epoch >= 1
+    assert adapted.held_out_auc is not None
+    assert adapted.general_auc is not None
+    assert adapted.held_out_auc > max(adapted.general_auc, 0.6)
+    assert adapted.held_out_auc == adapted.history[adapted.best_epoch]["held_out_auc"]
+    again = adapt(checkpoint, pool, task.features, seeds_of(task), config)
+    for name, tensor in adapted.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_the_general_model_is_left_as_it_was(sample_checkpoint: Path, pool: Pool, tasks: list[Task]) -> None:
+    checkpoint = load_checkpoint(sample_checkpoint)
+    before = {n: t.clone() for n, t in checkpoint.model.state_dict().items()}
+    adapt(checkpoint, pool, tasks[0].features, seeds_of(tasks[0]), checkpoint.config.adaptation)
+    for name, tensor in checkpoint.model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_seeds_that_tell_nothing_keep_the_general_model_nearly(sample_checkpoint: Path, pool: Pool) -> None:
+    """Random users have nothing in common: adapting must not claim to have found it."""
+    checkpoint = load_checkpoint(sample_checkpoint)
+    features = checkpoint.campaign_schema.encode_features({}, where="features")
+    rows = np.sort(np.random.default_rng(5).choice(pool.num_users, 400, replace=False))
+    adapted = adapt(checkpoint, pool, features, rows, checkpoint.config.adaptation)
+    assert adapted.held_out_auc is not None
+    assert adapted.held_out_auc < 0.58
+
+
+def test_too_few_seeds_and_no_negatives_are_refused(sample_checkpoint: Path, pool: Pool) -> None:
+    checkpoint = load_checkpoint(sample_checkpoint)
+    features = checkpoint.campaign_schema.encode_features({}, where="features")
+    with pytest.raises(EmptySeeds, match="give at least 10"):
+        adapt(checkpoint, pool, features, np.arange(9), checkpoint.config.adaptation)
+    with pytest.raises(EmptySeeds, match="every user"):
+        adapt(checkpoint, pool, features, np.arange(pool.num_users), checkpoint.config.adaptation)
+
+
+def test_adaptation_stops_when_asked(sample_checkpoint: Path, pool: Pool, tasks: list[Task]) -> None:
+    checkpoint = load_checkpoint(sample_checkpoint)
+    asked = iter(range(10**6))
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(Cancelled):
+        adapt(
+            checkpoint,
+            pool,
+            tasks[0].features,
+            seeds_of(tasks[0]),
+            checkpoint.config.adaptation,
+            progress=lambda done, total: seen.append((done, total)),
+            cancelled=lambda: next(asked) == 5,
+        )
+    assert [done for done, _ in seen] == [1, 2, 3, 4, 5]
