@@ -51,7 +51,9 @@ def small_config() -> Config:
     """A model and a training that take seconds; one thread, for small tensors are slower with more."""
     return Config(
         model=SMALL_MODEL,
-        training=TrainingConfig(support_size=128, query_size=128, tasks_per_step=4, max_samples=20_000, validate_every=10),
+        training=TrainingConfig(
+            support_size=128, query_size=128, tasks_per_step=4, max_samples=20_000, validate_every=10
+        ),
         adaptation=AdaptationConfig(batch_size=128),
         scoring=ScoringConfig(device="cpu", batch_size=256, threads=1),
     )
@@ -62,7 +64,7 @@ def sample_checkpoint(
     sample_dataset: Path, sample_pool: Path, small_config: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A general checkpoint for `sample_pool`, trained on `sample_dataset`."""
-    from lookalike.training.meta import train  # noqa: PLC0415  only the tests that ask for it pay for torch
+    from lookalike.training.meta import train
 
     path = tmp_path_factory.mktemp("sample") / "checkpoint"
     train(Dataset.open(sample_dataset), Pool.open(sample_pool), path, small_config)

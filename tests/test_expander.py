@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ from lookalike.pool.ingest import ingest
 from lookalike.retrieval.audience import Audience, write_members
 from lookalike.retrieval.receipt import Progress, Receipt, SeedMatch, Stage
 from lookalike.retrieval.selection import row_bitmap
-from lookalike.retrieval.verify import require_passed, verify
+from lookalike.retrieval.verify import Verification, require_passed, verify
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.compiled import TorchScriptEngine
 from lookalike.training.meta import train
@@ -44,7 +45,7 @@ def expander(sample_checkpoint: Path, sample_pool: Path, small_config: Config) -
 
 
 @pytest.fixture(scope="module")
-def order(sample_dataset: Path) -> dict[str, object]:
+def order(sample_dataset: Path) -> dict[str, Any]:
     """What a marketer hands in: a test campaign's name, features and seeds."""
     dataset = Dataset.open(sample_dataset)
     campaign = dataset.campaign_ids("test")[0]
@@ -54,16 +55,16 @@ def order(sample_dataset: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def audience(expander: Expander, order: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Audience:
-    return expander.expand(**order, output=tmp_path_factory.mktemp("audiences") / "spring")  # type: ignore[arg-type]
+def audience(expander: Expander, order: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Audience:
+    return expander.expand(**order, output=tmp_path_factory.mktemp("audiences") / "spring")
 
 
-def test_the_audience_is_the_exact_top_k(audience: Audience, expander: Expander, order: dict[str, object]) -> None:
+def test_the_audience_is_the_exact_top_k(audience: Audience, expander: Expander, order: dict[str, Any]) -> None:
     """Against every user scored at once and sorted by numpy."""
     engine = TorchScriptEngine(audience.path / "model.pt", expander.config.scoring)
     blocks = [engine.score(block) for _, block in expander.pool.blocks(engine.batch_size)]
     scores = np.concatenate(blocks)
-    scores[expander.pool.find(order["seeds"])] = -1  # type: ignore[arg-type]
+    scores[expander.pool.find(order["seeds"])] = -1
     best = np.lexsort((np.arange(len(scores)), -scores))[:300]
     members = audience.members(0, 300)
     assert members["user_id"].combine_chunks().equals(expander.pool.user_ids(best))
@@ -71,9 +72,9 @@ def test_the_audience_is_the_exact_top_k(audience: Audience, expander: Expander,
     assert members["rank"].to_pylist() == list(range(1, 301))
 
 
-def test_the_receipt_tells_what_was_done(audience: Audience, expander: Expander, order: dict[str, object]) -> None:
+def test_the_receipt_tells_what_was_done(audience: Audience, expander: Expander, order: dict[str, Any]) -> None:
     receipt = audience.receipt
-    seeds = len(order["seeds"])  # type: ignore[arg-type]
+    seeds = len(order["seeds"])
     assert receipt.seeds == SeedMatch(given=seeds, matched=seeds, duplicates=0, not_in_pool=0)
     assert receipt.users_scored + receipt.users_skipped == expander.pool.num_users == receipt.pool_users
     assert receipt.users_skipped == seeds
@@ -88,47 +89,49 @@ def test_the_receipt_tells_what_was_done(audience: Audience, expander: Expander,
 
 
 def test_the_same_request_gives_the_same_bytes(
-    audience: Audience, sample_checkpoint: Path, expander: Expander, order: dict[str, object], tmp_path: Path
+    audience: Audience, sample_checkpoint: Path, expander: Expander, order: dict[str, Any], tmp_path: Path
 ) -> None:
-    shuffled = pc.take(order["seeds"], pa.array(np.random.default_rng(0).permutation(len(order["seeds"]))))  # type: ignore[arg-type]
+    shuffled = pc.take(order["seeds"], pa.array(np.random.default_rng(0).permutation(len(order["seeds"]))))
     other = Expander.open(sample_checkpoint, expander.pool.path, expander.config)
-    again = other.expand(**{**order, "seeds": shuffled}, output=tmp_path / "again")  # type: ignore[arg-type]
+    again = other.expand(**{**order, "seeds": shuffled}, output=tmp_path / "again")
     for name in ("audience.parquet", "model.pt", "seeds.parquet"):
         assert (again.path / name).read_bytes() == (audience.path / name).read_bytes()
-    volatile = {"created": "", "seconds": {}}
+    volatile: dict[str, Any] = {"created": "", "seconds": {}}
     assert dataclasses.replace(again.receipt, **volatile) == dataclasses.replace(audience.receipt, **volatile)
 
 
 def test_an_output_that_is_there_is_returned_or_refused(
-    audience: Audience, expander: Expander, order: dict[str, object]
+    audience: Audience, expander: Expander, order: dict[str, Any]
 ) -> None:
     before = (audience.path / "manifest.json").stat().st_mtime_ns
-    assert expander.expand(**order, output=audience.path).receipt == audience.receipt  # type: ignore[arg-type]
+    assert expander.expand(**order, output=audience.path).receipt == audience.receipt
     assert (audience.path / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(AlreadyExists, match="another k_requested"):
-        expander.expand(**{**order, "k": 301}, output=audience.path)  # type: ignore[arg-type]
+        expander.expand(**{**order, "k": 301}, output=audience.path)
 
 
 def test_seeds_are_counted_and_left_out_unless_asked_for(
-    expander: Expander, order: dict[str, object], tmp_path: Path
+    expander: Expander, order: dict[str, Any], tmp_path: Path
 ) -> None:
-    seeds = order["seeds"].to_pylist()  # type: ignore[attr-defined]
+    seeds = order["seeds"].to_pylist()
     given = [*seeds, seeds[0], seeds[0], -1, -2, -3]
     whole = 10**9
-    out = expander.expand(**{**order, "seeds": given, "k": whole}, output=tmp_path / "out")  # type: ignore[arg-type]
+    out = expander.expand(**{**order, "seeds": given, "k": whole}, output=tmp_path / "out")
     assert out.receipt.seeds == SeedMatch(given=len(given), matched=len(seeds), duplicates=2, not_in_pool=3)
     assert out.num_members == expander.pool.num_users - len(seeds)
     assert not set(out.members(0, whole)["user_id"].to_pylist()) & set(seeds)
     everyone = expander.expand(
-        **{**order, "k": whole}, include_seeds=True, output=tmp_path / "all"  # type: ignore[arg-type]
+        **{**order, "k": whole},
+        include_seeds=True,
+        output=tmp_path / "all",
     )
     assert everyone.num_members == expander.pool.num_users
     assert verify(everyone.path, scoring=expander.config.scoring).passed
 
 
-def test_progress_runs_through_all_stages(expander: Expander, order: dict[str, object], tmp_path: Path) -> None:
+def test_progress_runs_through_all_stages(expander: Expander, order: dict[str, Any], tmp_path: Path) -> None:
     seen: list[Progress] = []
-    expander.expand(**order, output=tmp_path / "out", progress=seen.append)  # type: ignore[arg-type]
+    expander.expand(**order, output=tmp_path / "out", progress=seen.append)
     assert list(dict.fromkeys(p.stage for p in seen)) == list(Stage)
     for stage in Stage:
         steps = [p for p in seen if p.stage is stage]
@@ -138,12 +141,12 @@ def test_progress_runs_through_all_stages(expander: Expander, order: dict[str, o
 
 @pytest.mark.parametrize("stage", [Stage.ADAPTING, Stage.SCORING])
 def test_cancelling_leaves_nothing_behind(
-    expander: Expander, order: dict[str, object], tmp_path: Path, stage: Stage
+    expander: Expander, order: dict[str, Any], tmp_path: Path, stage: Stage
 ) -> None:
     reached: list[Progress] = []
     with pytest.raises(Cancelled):
         expander.expand(
-            **order,  # type: ignore[arg-type]
+            **order,
             output=tmp_path / "out",
             progress=reached.append,
             cancelled=lambda: reached[-1].stage is stage,
@@ -165,14 +168,14 @@ def test_cancelling_leaves_nothing_behind(
 )
 def test_a_wrong_request_names_the_field(
     expander: Expander,
-    order: dict[str, object],
+    order: dict[str, Any],
     tmp_path: Path,
-    change: dict[str, object],
+    change: dict[str, Any],
     error: type[InvalidInput],
     field: str,
 ) -> None:
     with pytest.raises(error) as caught:
-        expander.expand(**{**order, **change}, output=tmp_path / "out")  # type: ignore[arg-type]
+        expander.expand(**{**order, **change}, output=tmp_path / "out")
     assert caught.value.field == field
     assert list(tmp_path.iterdir()) == []
 
@@ -315,7 +318,7 @@ def test_verify_refuses_another_pool(audience: Audience, sample_dataset: Path, t
         require_passed(_broken(audience, tmp_path))
 
 
-def _broken(audience: Audience, folder: Path):  # type: ignore[no-untyped-def]
+def _broken(audience: Audience, folder: Path) -> Verification:
     copy = _copy(audience, folder)
     (copy / "model.pt").write_bytes((copy / "model.pt").read_bytes() + b"\0")
     return verify(copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from lookalike.dataset.vocabulary import build_schema
 from lookalike.errors import DataCorrupted, InvalidInput, NotFound
 from lookalike.model.features import FeatureEncoder
 from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac, binary_cross_entropy
+from lookalike.schema import EncodedColumns
 from lookalike.scoring.compiled import TorchScriptEngine, compile_model
 
 USERS = pa.table(
@@ -38,8 +40,8 @@ def make(config: ModelConfig) -> MetaHeac:
     return model
 
 
-def encoded(model: MetaHeac, table: pa.Table = USERS):  # type: ignore[no-untyped-def]
-    return model.users.schema.encode(table, where="users")
+def encoded(model: MetaHeac) -> EncodedColumns:
+    return model.users.schema.encode(USERS, where="users")
 
 
 def slow(model: MetaHeac, literal: bool) -> np.ndarray:
@@ -53,7 +55,8 @@ def slow(model: MetaHeac, literal: bool) -> np.ndarray:
     out = []
     for row in range(columns.length):
         fields = _embed(columns, row, model.users, table)
-        linear = sum(_linear(columns, row, model.users, table[:, k:]), torch.zeros(1).double()) if table.shape[1] > k else 0
+        weights = _linear(columns, row, model.users, table[:, k:])
+        linear = sum(weights, torch.zeros(1).double()) if table.shape[1] > k else 0
         u = [f[:k] for f in fields]
         mean = torch.stack(u).mean(0)
         gates = []
@@ -75,7 +78,7 @@ def slow(model: MetaHeac, literal: bool) -> np.ndarray:
     return np.array(out)
 
 
-def _ids(columns, row, encoder: FeatureEncoder):  # type: ignore[no-untyped-def]
+def _ids(columns: EncodedColumns, row: int, encoder: FeatureEncoder) -> Iterator[list[int]]:
     for name in encoder.single_names:
         yield [int(columns.ids[name][row]) + encoder.starts[name]]
     for name in encoder.multi_names:
@@ -83,11 +86,11 @@ def _ids(columns, row, encoder: FeatureEncoder):  # type: ignore[no-untyped-def]
         yield [int(v) + encoder.starts[name] for v in columns.ids[name][low:high]]
 
 
-def _embed(columns, row, encoder, table):  # type: ignore[no-untyped-def]
+def _embed(columns: EncodedColumns, row: int, encoder: FeatureEncoder, table: torch.Tensor) -> list[torch.Tensor]:
     return [table[ids].mean(0) if ids else torch.zeros(table.shape[1]).double() for ids in _ids(columns, row, encoder)]
 
 
-def _linear(columns, row, encoder, weights):  # type: ignore[no-untyped-def]
+def _linear(columns: EncodedColumns, row: int, encoder: FeatureEncoder, weights: torch.Tensor) -> list[torch.Tensor]:
     return [weights[ids].sum(0) for ids in _ids(columns, row, encoder) if ids]
 
 
@@ -138,7 +141,8 @@ def test_second_derivatives_reach_the_embeddings() -> None:
     def loss(table: torch.Tensor) -> torch.Tensor:
         parameters = {USER_TABLE: table, CAMPAIGN_TABLE: model.campaign_embedding}
         log_p, _ = torch.func.functional_call(model, parameters, (users, campaign))
-        return log_p.sum()
+        total: torch.Tensor = log_p.sum()
+        return total
 
     table = model.user_embedding.detach().clone().requires_grad_()
     assert torch.autograd.gradgradcheck(loss, (table,), eps=1e-6, atol=1e-4)

@@ -112,9 +112,9 @@ def test_both_runtimes_give_the_same_audience(
     stack: Stack, sample_checkpoint: Path, sample_pool: Path, tmp_path: Path
 ) -> None:
     asked = {"features": {read_campaign_schema(sample_checkpoint).fields[0].name: "1"}}
-    served = order(stack.client, sample_pool, 60, **asked).result(SECONDS)
+    served = order(stack.client, sample_pool, 1200, **asked).result(SECONDS)
     with in_process(tmp_path, sample_checkpoint, sample_pool) as client:
-        direct = order(client, sample_pool, 60, **asked).result(SECONDS)
+        direct = order(client, sample_pool, 1200, **asked).result(SECONDS)
         batches = pa.Table.from_batches(stack.client.members(served.name))
         assert batches == pa.Table.from_batches(client.members(direct.name))
     assert served.size == 150
@@ -190,7 +190,7 @@ asyncio.run(main())
         address, group = process.stdout.readline().split()
         with Client(address) as client:
             expansion = order(client, sample_pool, 1500)
-            waiting = order(client, sample_pool, 30, campaign="next")
+            waiting = order(client, sample_pool, 1200, campaign="next")
             catch_adapting(expansion)
     finally:
         process.send_signal(signal.SIGKILL)

@@ -50,7 +50,7 @@ class FeatureBatch:
         is not.
         """
         rows, width = self.single.shape[0], table.shape[1]
-        single = torch.nn.functional.embedding(self.single, table)  # [rows, S, width]
+        single: Tensor = torch.nn.functional.embedding(self.single, table)  # [rows, S, width]
         if self.num_multi == 0:
             return single
         pooled = torch.zeros(rows * self.num_multi, width, dtype=table.dtype, device=table.device)
@@ -63,7 +63,8 @@ class FeatureBatch:
 
     def occurring(self) -> Tensor:
         """Table rows that occur, ascending, each once."""
-        return torch.unique(torch.cat([self.single.reshape(-1), self.values]))
+        rows: Tensor = torch.unique(torch.cat([self.single.reshape(-1), self.values]))
+        return rows
 
     def relative_to(self, occurring: Tensor) -> FeatureBatch:
         """The same rows, indexing `table[occurring]` instead of `table`. Every id must be in `occurring`."""

@@ -61,7 +61,8 @@ class Gate(nn.Module):
     def forward(self, user_mean: Tensor, campaign: Tensor) -> Tensor:
         """`[rows, k]` and `[1 or rows, Fc * k]` to log-weights `[rows, outputs]`."""
         hidden = (self.from_user(user_mean) + self.from_campaign(campaign)).relu()
-        return self.output(hidden).log_softmax(dim=1)
+        weights: Tensor = self.output(hidden).log_softmax(dim=1)
+        return weights
 
 
 class MetaHeac(nn.Module):

@@ -37,6 +37,18 @@ class CompiledMetaHeac(nn.Module):
     layers are one matrix, to which the gates' user part (a mean, hence linear) adds its columns.
     """
 
+    single_starts: Tensor
+    table: Tensor
+    wide: Tensor
+    first_weight: Tensor
+    first_bias: Tensor
+    expert_gate_weight: Tensor
+    expert_gate_bias: Tensor
+    critic_gate_weight: Tensor
+    critic_gate_bias: Tensor
+    critics_weight: Tensor
+    critics_bias: Tensor
+
     def __init__(self, model: MetaHeac, campaign: EncodedColumns) -> None:
         super().__init__()
         config = model.config
@@ -88,9 +100,7 @@ class CompiledMetaHeac(nn.Module):
         wide = nn.functional.embedding(single, self.wide).sum(1)  # [rows, 1]
         for field in range(len(self.multi_starts)):
             ids, starts = values[field] + self.multi_starts[field], offsets[field]
-            parts.append(
-                nn.functional.embedding_bag(ids, self.table, starts, mode="mean", include_last_offset=True)
-            )
+            parts.append(nn.functional.embedding_bag(ids, self.table, starts, mode="mean", include_last_offset=True))
             wide = wide + nn.functional.embedding_bag(ids, self.wide, starts, mode="sum", include_last_offset=True)
         x = torch.addmm(self.first_bias, torch.cat(parts, 1), self.first_weight).relu()
         split = self.num_experts * self.expert_width
@@ -148,7 +158,7 @@ class TorchScriptEngine:
         extra = {PROVENANCE_NAME: ""}
         try:
             with _quiet():
-                script = torch.jit.load(path, map_location=self.device, _extra_files=extra)
+                script = torch.jit.load(path, map_location=self.device, _extra_files=extra)  # type: ignore[no-untyped-call]
                 self._script = torch.jit.freeze(script.eval())
             text: Any = extra[PROVENANCE_NAME]
             self.provenance: dict[str, Any] = json.loads(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -254,7 +255,8 @@ def _optimizer(
     if config.optimizer == "adam":
         tables = [parameters[USER_TABLE], parameters[CAMPAIGN_TABLE]]
         dense = [p for n, p in parameters.items() if n not in (USER_TABLE, CAMPAIGN_TABLE)]
-        return torch.optim.Adam([{"params": dense}, {"params": tables, "lr": config.embedding_lr}], lr=config.lr)
+        groups: list[dict[str, Any]] = [{"params": dense}, {"params": tables, "lr": config.embedding_lr}]
+        return torch.optim.Adam(groups, lr=config.lr)
     with torch.no_grad():
         rates = {n: config.rate_scale * rate for n, rate in checkpoint.rates.of(rows).items()}
     return _RatedDescent(parameters, rates)
@@ -268,8 +270,8 @@ class _RatedDescent(torch.optim.Optimizer):
         super().__init__(groups, {})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002  the base's signature
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    parameter -= group["rate"] * parameter.grad
+                    parameter.sub_(group["rate"] * parameter.grad)

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -231,7 +230,7 @@ class TrainingState:
         partial = self._file.with_suffix(".tmp")
         contiguous = {n: t.detach().contiguous().cpu() for n, t in tensors.items()}
         save_file(contiguous, partial, {"identity": self.identity, "numbers": json.dumps(numbers)})
-        os.replace(partial, self._file)
+        partial.replace(self._file)
 
     def _load(self) -> None:
         try:

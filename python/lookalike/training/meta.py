@@ -115,7 +115,7 @@ class Trainer:
                 continue
             prepared = self._prepare(task, [support, query], None)
             (log_p, log_not_p), labels = self._adapted_prediction(prepared)
-            aucs.append(auc(query.labels, (log_p - log_not_p).numpy()))
+            aucs.append(auc(query.labels.astype(np.int8), (log_p - log_not_p).numpy()))
             losses.append(binary_cross_entropy((log_p, log_not_p), labels).item())
         if not aucs:
             return math.nan, math.nan

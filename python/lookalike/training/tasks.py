@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, index: npt.NDArray[np.integer]) -> Samples:  # type: ignore[type-arg]
+    def take(self, index: npt.NDArray[np.integer[Any]]) -> Samples:
         """The samples at `index`, in that order."""
         return Samples(self.rows[index], self.labels[index])
 
