@@ -26,7 +26,14 @@ from lookalike.errors import InvalidInput, LookalikeError, NotFound, SchemaError
 from lookalike.retrieval.receipt import Receipt
 
 # What is tested here is the way, not how good the model is. Adaptation's settings travel with the checkpoint.
-QUICK = ("--set", "training.max_samples=2048", "--set", "training.support_size=64", "--set", "training.query_size=64")
+QUICK: tuple[str, ...] = (
+    "--set",
+    "training.max_samples=2048",
+    "--set",
+    "training.support_size=64",
+    "--set",
+    "training.query_size=64",
+)
 QUICK += ("--set", "adaptation.max_epochs=1", "--set", "adaptation.enough_held_out_seeds=1")
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike import errors
-from lookalike.config import AdaptationConfig, Config
+from lookalike.config import AdaptationConfig, Config, ScoringConfig
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.retrieval.receipt import Progress, Stage
@@ -23,7 +23,8 @@ from lookalike.runtime.inprocess import InProcessRuntime
 from lookalike.runtime.job import ExpansionJob
 from lookalike.training.checkpoint import fingerprint
 
-CONFIG = Config(adaptation=AdaptationConfig(max_epochs=2))
+# Small tensors are slower with more threads.
+CONFIG = Config(adaptation=AdaptationConfig(max_epochs=2), scoring=ScoringConfig(device="cpu", threads=1))
 SECONDS = 60.0
 
 

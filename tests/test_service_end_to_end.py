@@ -20,7 +20,7 @@ from serving import SECONDS, Front, config_for, front
 import lookalike
 from lookalike import errors
 from lookalike.client import Client, Expansion
-from lookalike.config import AdaptationConfig, Config, TorchServeConfig
+from lookalike.config import AdaptationConfig, Config, ScoringConfig, TorchServeConfig
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.runtime.archive import build_archive
@@ -33,12 +33,13 @@ from lookalike.v1 import audience_pb2
 ADAPTING = audience_pb2.ExpandAudienceMetadata.STAGE_ADAPTING
 # All epochs are run, so that a job of many seeds takes seconds: long enough to be caught in the middle of it.
 SLOW = AdaptationConfig(max_epochs=60, patience=60)
+SCORING = ScoringConfig(device="cpu", threads=1)  # small tensors are slower with more
 VOLATILE = {"created": "", "seconds": {}, "job_id": ""}
 
 
 def settings(data_dir: Path, archive: Path) -> Config:
     served = TorchServeConfig(archive=archive, startup_timeout_seconds=60)
-    return replace(config_for(data_dir), adaptation=SLOW, torchserve=served)
+    return replace(config_for(data_dir), adaptation=SLOW, scoring=SCORING, torchserve=served)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,10 @@ def test_the_expanders_error_crosses_with_field_and_reason(stack: Stack) -> None
 def test_a_running_expansion_is_cancelled(stack: Stack, sample_pool: Path) -> None:
     expansion = order(stack.client, sample_pool, 1500)
     catch_adapting(expansion)
+    (worker,) = workers(stack.group)
+    worker.suspend()  # lest it be faster than the cancellation
     expansion.cancel()
+    worker.resume()
     with pytest.raises(errors.Cancelled):
         expansion.result(SECONDS)
     audiences = stack.running.data_dir / "audiences"
@@ -192,6 +196,8 @@ asyncio.run(main())
             expansion = order(client, sample_pool, 1500)
             waiting = order(client, sample_pool, 1200, campaign="next")
             catch_adapting(expansion)
+        (worker,) = workers(int(group))
+        worker.suspend()  # lest it finish the job in the second the JVM takes to end
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -251,6 +250,24 @@ def test_a_defect_is_logged_and_told_as_an_incident(
     assert "secret of the server" in caplog.text
 
 
+def test_no_call_tells_what_broke_inside(
+    client: Client, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("secret of the server")
+
+    monkeypatch.setattr("lookalike.service.door.Door.match", broken)
+    monkeypatch.setattr("lookalike.service.audience_service.pieces", broken)
+    with pytest.raises(errors.InternalError, match="incident") as unary:
+        client.validate(campaign="c", seeds=[1], k=1)
+    audience = order(client).result(SECONDS)
+    with pytest.raises(errors.InternalError, match="incident") as stream:
+        list(client.members(audience.name))
+    for caught in (unary, stream):
+        assert "secret" not in caught.value.message
+        assert caught.value.message.rsplit(" ", 1)[1] in caplog.text
+
+
 def test_what_ran_when_the_server_stopped_runs_again(sample_pool: Path, tmp_path: Path) -> None:
     runtime = ScriptedRuntime()
     runtime.hold()
@@ -284,6 +301,8 @@ def test_a_job_that_had_published_before_the_crash_is_not_run_again(sample_pool:
     again = ScriptedRuntime()
     with front(config, sample_pool, again, checkpoint="d" * 64) as running, Client(running.address) as client:
         assert client.operation(name).result(SECONDS).size == 2
+        metadata = client.operation(name).metadata()
+        assert metadata.users_scored == metadata.users_total == 1000
     assert again.jobs == []
     assert not staged.exists()
 
@@ -423,13 +442,16 @@ def test_seeds_by_path_stay_within_their_folder(sample_pool: Path, tmp_path: Pat
         def order_path(path: str) -> Expansion:
             return client.expand(campaign="c", seeds_path=path, k=1)
 
-        order_path("good.parquet").result(SECONDS)
+        first = client.expand(campaign="c", seeds_path="good.parquet", k=1, request_id="r")
+        first.result(SECONDS)
         for outside in ("../outside.parquet", str(tmp_path / "outside.parquet"), "link.parquet"):
             with pytest.raises(errors.InvalidInput, match="outside the server's seeds folder") as caught:
                 order_path(outside)
             assert caught.value.field == "seeds_path"
         with pytest.raises(errors.NotFound):
             order_path("none.parquet")
+        (seeds_dir / "good.parquet").unlink()  # what was accepted stays so
+        assert client.expand(campaign="c", seeds_path="good.parquet", k=1, request_id="r").name == first.name
     assert len(runtime.jobs) == 1
 
 
@@ -516,12 +538,8 @@ def test_a_taken_port_and_a_taken_folder_are_told(running: Front, sample_pool: P
         front(config_for(running.data_dir), sample_pool, ScriptedRuntime()),
     ):
         pass
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        with (
-            pytest.raises(errors.Unavailable, match="cannot listen"),
-            front(config_for(tmp_path / "other", listen=listen), sample_pool, ScriptedRuntime()),
-        ):
-            pass
+    with (
+        pytest.raises(errors.Unavailable, match="cannot listen"),
+        front(config_for(tmp_path / "other", listen=running.address), sample_pool, ScriptedRuntime()),
+    ):
+        pass

@@ -53,7 +53,7 @@ class TrainingConfig:
     query_size: int = 512
     tasks_per_step: int = 5
     task_sampling: Literal["size", "sqrt", "uniform"] = "sqrt"
-    epochs: float = 1.0  # passes over the training campaigns' samples
+    epochs: float = 2.0  # passes over the training campaigns' samples
     max_samples: int = 0  # if not 0, instead of epochs
     max_seconds: float = 0.0  # stop after so long; 0: no limit
     validation_campaigns: float = 0.1  # share of the training campaigns held out

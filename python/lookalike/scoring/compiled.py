@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,17 +37,18 @@ class CompiledMetaHeac(nn.Module):
     layers are one matrix, to which the gates' user part (a mean, hence linear) adds its columns.
     """
 
-    single_starts: Tensor
-    table: Tensor
-    wide: Tensor
-    first_weight: Tensor
-    first_bias: Tensor
-    expert_gate_weight: Tensor
-    expert_gate_bias: Tensor
-    critic_gate_weight: Tensor
-    critic_gate_bias: Tensor
-    critics_weight: Tensor
-    critics_bias: Tensor
+    if TYPE_CHECKING:  # TorchScript would read these, and cannot: annotations are strings here
+        single_starts: Tensor
+        table: Tensor
+        wide: Tensor
+        first_weight: Tensor
+        first_bias: Tensor
+        expert_gate_weight: Tensor
+        expert_gate_bias: Tensor
+        critic_gate_weight: Tensor
+        critic_gate_bias: Tensor
+        critics_weight: Tensor
+        critics_bias: Tensor
 
     def __init__(self, model: MetaHeac, campaign: EncodedColumns) -> None:
         super().__init__()

@@ -211,7 +211,10 @@ class Dispatcher:
     async def _attempts(self, operation: Operation) -> None:
         job = replace(operation.job, pool=self._pool, checkpoint=self._checkpoint)
         running = self._running[operation.id]
-        if await asyncio.to_thread(_is_published, job):
+        receipt = await asyncio.to_thread(_published, job)
+        if receipt is not None:
+            running.note(Progress(Stage.SCORING, receipt.pool_users, receipt.pool_users))
+            running.note(Progress(Stage.WRITING, 1, 1))
             return
         for attempt in range(self._max_attempts):
             await self._store.begin_attempt(operation.id)
@@ -256,12 +259,13 @@ class Dispatcher:
         await asyncio.to_thread(shutil.rmtree, self._jobs / operation_id, ignore_errors=True)
 
 
-def _is_published(job: ExpansionJob) -> bool:
-    """Whether the job had done its work when the former server died; its checkpoint may have been another."""
+def _published(job: ExpansionJob) -> Receipt | None:
+    """The receipt of a job that had done its work when the former server died, perhaps on another checkpoint."""
     try:
-        return Receipt.read(job.output).job_id == job.job_id
+        receipt = Receipt.read(job.output)
     except LookalikeError:
-        return False
+        return None
+    return receipt if receipt.job_id == job.job_id else None
 
 
 def _remove_leftovers(jobs: Path, active: set[str]) -> None:
