@@ -174,8 +174,8 @@ def _java(text: str) -> str:
 def _environment(folder: Path) -> dict[str, str]:
     """Ours, less what would steer TorchServe elsewhere, with the virtual environment of this very Python first."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TS_", "LOG_LOCATION"))}
-    # OpenMP threads that spin while they wait starve each other where cores are shared: adapting to 60 seeds on two busy
-    # cores took 94 s so, and 6 s with threads that sleep.
+    # OpenMP threads that spin while they wait starve each other where cores are shared: adapting to 60 seeds on two
+    # busy cores took 94 s so, and 6 s with threads that sleep.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     package = str(Path(lookalike.__file__).resolve().parents[1])
     return environment | {
