@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,30 @@ def test_seeds_are_counted_and_left_out_unless_asked_for(
     assert verify(everyone.path, scoring=expander.config.scoring).passed
 
 
+def test_a_request_is_the_same_in_any_form_and_another_under_another_configuration(
+    expander: Expander, audience: Audience, order: dict[str, Any], sample_checkpoint: Path
+) -> None:
+    features = {name: tuple(v) if isinstance(v, list) else v for name, v in reversed(order["features"].items())}
+    assert expander.expand(**{**order, "features": features}, output=audience.path).receipt == audience.receipt
+    shorter = dataclasses.replace(expander.config.adaptation, max_epochs=1)
+    other = Expander.open(
+        sample_checkpoint, expander.pool.path, dataclasses.replace(expander.config, adaptation=shorter)
+    )
+    with pytest.raises(AlreadyExists, match="another adaptation_config"):
+        other.expand(**order, output=audience.path)
+
+
+def test_expansions_on_several_threads_do_not_disturb_each_other(
+    expander: Expander, audience: Audience, order: dict[str, Any], tmp_path: Path
+) -> None:
+    seeds = order["seeds"]
+    orders = [order, {**order, "seeds": seeds[: len(seeds) // 2]}, order, {**order, "seeds": seeds[20:]}]
+    with ThreadPoolExecutor(len(orders)) as pool:
+        made = list(pool.map(lambda i: expander.expand(**orders[i], output=tmp_path / str(i)), range(len(orders))))
+    expected = (audience.path / "audience.parquet").read_bytes()
+    assert [(a.path / "audience.parquet").read_bytes() == expected for a in made] == [True, False, True, False]
+
+
 def test_progress_runs_through_all_stages(expander: Expander, order: dict[str, Any], tmp_path: Path) -> None:
     seen: list[Progress] = []
     expander.expand(**order, output=tmp_path / "out", progress=seen.append)
@@ -164,6 +189,7 @@ def test_cancelling_leaves_nothing_behind(
         ({"seeds": [-1] * 20}, EmptySeeds, "seeds"),
         ({"seeds": ["a", "b"]}, InvalidInput, "seeds"),
         ({"features": {"colour": "red"}}, SchemaError, "features.colour"),
+        ({"features": {"category": {"red"}}}, SchemaError, "features.category"),
     ],
 )
 def test_a_wrong_request_names_the_field(
@@ -306,6 +332,13 @@ def test_verify_finds_a_seed_and_a_stranger(audience: Audience, expander: Expand
     ids[7] = -5
     _rewrite(copy, pa.array(ids), members["score"].to_numpy())
     assert "members are users of the pool" in _failed(copy, expander)
+
+
+def test_verify_finds_strangers_excused_as_seeds(audience: Audience, expander: Expander, tmp_path: Path) -> None:
+    copy = _copy(audience, tmp_path)
+    more = pc.unique(pa.concat_arrays([audience.seeds(), expander.pool.user_ids(np.arange(50))]))
+    pq.write_table(pa.table({"user_id": more.sort()}), copy / "seeds.parquet")
+    assert "the seeds are those of the receipt" in _failed(copy, expander)
 
 
 def test_verify_refuses_another_pool(audience: Audience, sample_dataset: Path, tmp_path: Path) -> None:

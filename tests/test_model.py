@@ -18,6 +18,8 @@ from lookalike.model.features import FeatureEncoder
 from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac, binary_cross_entropy
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.compiled import TorchScriptEngine, compile_model
+from lookalike.training.inner import InnerRates, OccurringRows, campaign_parameters, inner_step
+from lookalike.training.inner import predict as model_predict
 
 USERS = pa.table(
     {
@@ -146,6 +148,30 @@ def test_second_derivatives_reach_the_embeddings() -> None:
 
     table = model.user_embedding.detach().clone().requires_grad_()
     assert torch.autograd.gradgradcheck(loss, (table,), eps=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("missing", ["single", "multi", "everything"])
+def test_a_schema_of_lists_or_without_a_value_can_be_trained_on(missing: str) -> None:
+    """The inner step differentiates twice through lookups of nothing."""
+    tags = [[]] if missing == "everything" else [["red", "blue"]]
+    campaigns = pa.table({"kind": ["banner"]} if missing == "multi" else {"tags": tags})
+    campaigns = campaigns.cast(
+        pa.schema({"kind": pa.string()} if missing == "multi" else {"tags": pa.list_(pa.string())})
+    )
+    known = pa.table({"tags": [["red", "blue"]]}) if missing != "multi" else campaigns
+    model = MetaHeac(build_schema(USERS, where="users"), build_schema(known, where="campaigns"), PUBLISHED)
+    campaign = model.campaigns.batch(model.campaigns.schema.encode(campaigns, where="campaigns"))
+    users = model.users.batch(encoded(model))
+    rows = OccurringRows.of([users], campaign)
+    users, campaign = users.relative_to(rows.users), campaign.relative_to(rows.campaign)
+    rates = InnerRates(model, 0.5, learned=True)
+    start = campaign_parameters(model, rows)
+    labels = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0])
+    moved, _ = inner_step(model, start, rates.of(rows), (users, labels), campaign, second_order=True)
+    loss = binary_cross_entropy(model_predict(model, moved, users, campaign), labels)
+    torch.autograd.backward(loss)
+    assert rates.dense.grad is not None
+    assert bool(torch.isfinite(rates.dense.grad).all())
 
 
 def test_a_batch_relative_to_its_rows_is_the_same_batch() -> None:

@@ -174,7 +174,7 @@ def test_a_run_of_another_configuration_is_not_continued(
     with pytest.raises(Cancelled):
         train(dataset, pool, tmp_path / "ck", small_config, cancelled=lambda: True)
     other = dataclasses.replace(small_config, training=dataclasses.replace(small_config.training, outer_lr=0.1))
-    with pytest.raises(InvalidInput, match="another pool or configuration"):
+    with pytest.raises(InvalidInput, match="other data or another configuration"):
         train(dataset, pool, tmp_path / "ck", other)
 
 
@@ -246,7 +246,7 @@ def test_too_few_seeds_and_no_negatives_are_refused(sample_checkpoint: Path, poo
     features = checkpoint.campaign_schema.encode_features({}, where="features")
     with pytest.raises(EmptySeeds, match="give at least 10"):
         adapt(checkpoint, pool, features, np.arange(9), checkpoint.config.adaptation)
-    with pytest.raises(EmptySeeds, match="every user"):
+    with pytest.raises(EmptySeeds, match="every user of the pool"):
         adapt(checkpoint, pool, features, np.arange(pool.num_users), checkpoint.config.adaptation)
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from lookalike.errors import InvalidInput
 
 _T = TypeVar("_T")
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +25,11 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    embedding_dim: int = 16
-    num_experts: int = 8
-    num_critics: int = 5
+    embedding_dim: AtLeastOne = 16
+    num_experts: AtLeastOne = 8
+    num_critics: AtLeastOne = 5
     hidden: tuple[int, ...] = (64, 64)
-    gate_hidden: int = 64
+    gate_hidden: AtLeastOne = 64
     # The paper's Eq. 6, 8, 9 also divide by n and m. With softmax weights that caps p at 1/m, so it is a switch.
     literal_average: bool = False
     # A linear term inside every critic, sigma(t_i(r) + sum_f sum_v w_fv): the evidence of single ids, which the mean
@@ -49,16 +50,16 @@ class TrainingConfig:
     learn_inner_rates: bool = True  # one for each tensor and field, starting from inner_lr; false: inner_lr for all
     outer_lr: float = 0.001  # beta of Eq. 3, Adam
     second_order: bool = True
-    support_size: int = 512
-    query_size: int = 512
-    tasks_per_step: int = 5
+    support_size: AtLeastOne = 512
+    query_size: AtLeastOne = 512
+    tasks_per_step: AtLeastOne = 5
     task_sampling: Literal["size", "sqrt", "uniform"] = "sqrt"
     epochs: float = 2.0  # passes over the training campaigns' samples
     max_samples: int = 0  # if not 0, instead of epochs
     max_seconds: float = 0.0  # stop after so long; 0: no limit
     validation_campaigns: float = 0.1  # share of the training campaigns held out
-    validate_every: int = 100  # steps
-    patience: int = 5  # validations without gain before training stops
+    validate_every: AtLeastOne = 100  # steps
+    patience: AtLeastOne = 5  # validations without gain before training stops
     # Trains the unknown id of every field: a new campaign's own ids are unknown ids.
     campaign_id_dropout: float = 0.2
     user_id_dropout: float = 0.01
@@ -71,18 +72,18 @@ class AdaptationConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    negatives_per_seed: int = 20  # the paper's 1:20
-    min_seeds: int = 10  # matched in the pool; fewer cannot be split and tell nothing
+    negatives_per_seed: AtLeastOne = 20  # the paper's 1:20
+    min_seeds: AtLeastOne = 10  # matched in the pool; fewer cannot be split and tell nothing
     # "meta": the inner loop's own step and learned rates; "adam": as published, with lr and embedding_lr below.
     optimizer: Literal["meta", "adam"] = "meta"
     # Times the learned rates: those are the best for one step, and adaptation takes several.
     rate_scale: float = 0.3
     lr: float = 0.001
     embedding_lr: float = 0.001
-    batch_size: int = 512
+    batch_size: AtLeastOne = 512
     max_epochs: int = 6
-    patience: int = 2  # epochs without gain on held-out seeds before adapting stops
-    held_out_seeds: float = 0.2  # share of the seeds in a fold
+    patience: AtLeastOne = 2  # epochs without gain on held-out seeds before adapting stops
+    parts: Annotated[int, Field(ge=2)] = 5  # the seeds are cut into; a fold holds one of them out
     enough_held_out_seeds: int = 200  # folds are added until so many seeds, over all folds, have judged
 
 
@@ -100,7 +101,7 @@ class TorchServeConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     archive: Path = Path("model_store/lookalike.mar")
-    workers: int = 1
+    workers: AtLeastOne = 1
     # Silence between two progress messages before the worker counts as dead.
     response_timeout_seconds: int = 300
     startup_timeout_seconds: int = 120
@@ -114,10 +115,10 @@ class ServiceConfig:
     data_dir: Path = Path("lookalike-data")  # operations.db, jobs/, audiences/
     runtime: Literal["torchserve", "inprocess"] = "torchserve"
     seeds_dir: Path | None = None  # where a request's `seeds_path` may point; without it such requests are refused
-    max_queued: int = 1000
+    max_queued: AtLeastOne = 1000
     max_attempts: int = 5  # runs of one job before a worker that keeps dying fails it
     max_message_mib: int = 64
-    page_size: int = 1000
+    page_size: AtLeastOne = 1000
     shutdown_grace_seconds: float = 10.0
 
 

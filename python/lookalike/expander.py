@@ -6,12 +6,15 @@ Everything above this floor (runtimes, service, command line) expands through he
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +22,15 @@ import pyarrow as pa
 
 from lookalike import __version__
 from lookalike.config import Config
-from lookalike.errors import AlreadyExists, EmptySeeds, FailedPrecondition, InvalidInput
+from lookalike.errors import AlreadyExists, EmptySeeds, FailedPrecondition, InvalidInput, SchemaError
 from lookalike.files import file_digest, staged_folder
 from lookalike.pool.snapshot import Pool
-from lookalike.retrieval.audience import Audience, write_members, write_receipt, write_seeds
+from lookalike.retrieval.audience import Audience, ids_digest, write_members, write_receipt, write_seeds
 from lookalike.retrieval.receipt import (
     AUDIENCE_NAME,
     FORMAT_VERSION,
     MODEL_NAME,
+    RECEIPT_NAME,
     SEEDS_NAME,
     Adaptation,
     Progress,
@@ -36,15 +40,9 @@ from lookalike.retrieval.receipt import (
 )
 from lookalike.retrieval.selection import Selection, select
 from lookalike.schema import EncodedColumns, FeatureValue
-from lookalike.scoring.compiled import (
-    TorchScriptEngine,
-    available_threads,
-    choose_device,
-    compile_model,
-    compute_threads,
-)
+from lookalike.scoring.compiled import TorchScriptEngine, compile_model, compute_threads, resolve
 from lookalike.training.adapt import Adapted, adapt
-from lookalike.training.checkpoint import Checkpoint, load_checkpoint
+from lookalike.training.checkpoint import Checkpoint, load_checkpoint, to_plain
 
 ProgressCallback = Callable[[Progress], None]
 CancelledCallback = Callable[[], bool]
@@ -98,7 +96,7 @@ class Expander:
             )
         self.checkpoint = checkpoint
         self.pool = pool
-        self.config = config
+        self.config = replace(config, scoring=resolve(config.scoring))
 
     @classmethod
     def open(cls, checkpoint: Path, pool: Path, config: Config | None = None) -> Expander:
@@ -156,8 +154,8 @@ class Expander:
         folder = Path(output) if output is not None else Path("audiences") / self._default_name(request)
         if folder.exists():
             return self._existing(folder, request)
-        device = choose_device(self.config.scoring.device)
-        with watch.stage(Stage.ADAPTING) as report, compute_threads(self.config.scoring.threads or available_threads()):
+        # On the CPU even where a GPU scores: batches are small, and a GPU's sums are in no fixed order.
+        with watch.stage(Stage.ADAPTING) as report, compute_threads(self.config.scoring.threads):
             adapted = adapt(
                 self.checkpoint,
                 self.pool,
@@ -165,14 +163,12 @@ class Expander:
                 request.seed_rows,
                 self.config.adaptation,
                 random_seed=random_seed,
-                device=device,
                 progress=report,
                 cancelled=cancelled,
             )
         with staged_folder(folder) as staged:
             with watch.stage(Stage.COMPILING) as report:
-                provenance = {"code_version": __version__, **self._names(request)}
-                compile_model(adapted.model, request.encoded, staged / MODEL_NAME, provenance)
+                compile_model(adapted.model, request.encoded, staged / MODEL_NAME, self._names(request))
                 engine = TorchScriptEngine(staged / MODEL_NAME, self.config.scoring)
                 report(1, 1)
             with watch.stage(Stage.SCORING, self.pool.num_users) as report:
@@ -182,7 +178,7 @@ class Expander:
                 write_members(staged / AUDIENCE_NAME, self.pool.user_ids(selection.rows), selection.scores)
                 write_seeds(staged / SEEDS_NAME, self.pool.user_ids(request.seed_rows))
             watch.seconds["select"] = round(selection.select_seconds, 4)
-            write_receipt(staged, self._receipt(request, adapted, engine, selection, staged, job_id, watch.seconds))
+            write_receipt(staged, self._receipt(request, adapted, selection, staged, job_id, watch.seconds))
         watch.report(Stage.WRITING, 1, 1)
         return Audience.open(folder)
 
@@ -203,6 +199,7 @@ class Expander:
             raise InvalidInput(f"random_seed must be 0 or more, not {random_seed}", field="random_seed")
         if len(seeds) == 0:
             raise EmptySeeds("no seeds were given; give user ids of the pool", field="seeds")
+        features = _canonical(features)
         encoded = self.checkpoint.campaign_schema.encode_features(features, where="features")
         rows = np.sort(self.pool.find(seeds))
         found = rows[rows >= 0]
@@ -219,15 +216,17 @@ class Expander:
             encoded,
             matched,
             match,
-            _ids_digest(self.pool.user_ids(matched)),
+            ids_digest(self.pool.user_ids(matched)),
             k,
             include_seeds,
             random_seed,
         )
 
-    def _names(self, request: _Request) -> dict[str, object]:
-        """What identifies the request: equal names, equal bytes."""
+    def _names(self, request: _Request) -> dict[str, Any]:
+        """What identifies the request, by the receipt's names: equal names, equal bytes."""
+        scoring = self.config.scoring
         return {
+            "code_version": __version__,
             "campaign": request.campaign,
             "features": request.features,
             "seeds_sha256": request.seeds_sha256,
@@ -236,13 +235,20 @@ class Expander:
             "k_requested": request.k,
             "checkpoint_sha256": self.checkpoint_sha256,
             "pool_sha256": self.pool.fingerprint,
+            "adaptation_config": to_plain(self.config.adaptation),
+            "engine": TorchScriptEngine.name,
+            "device": scoring.device,
+            "batch_size": scoring.batch_size,
+            "threads": scoring.threads,
         }
 
     def _default_name(self, request: _Request) -> str:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in request.campaign)[:64]
-        return f"{safe}-{hashlib.sha256(repr(self._names(request)).encode()).hexdigest()[:12]}"
+        return f"{safe}-{hashlib.sha256(json.dumps(self._names(request), sort_keys=True).encode()).hexdigest()[:12]}"
 
     def _existing(self, folder: Path, request: _Request) -> Audience:
+        if not (folder / RECEIPT_NAME).exists():
+            raise AlreadyExists(f"{folder} exists and holds no audience; choose another output", field="output")
         audience = Audience.open(folder)
         recorded = audience.receipt.to_json()
         for name, value in self._names(request).items():
@@ -256,7 +262,6 @@ class Expander:
         self,
         request: _Request,
         adapted: Adapted,
-        engine: TorchScriptEngine,
         selection: Selection,
         staged: Path,
         job_id: str,
@@ -265,30 +270,18 @@ class Expander:
         cutoff = float(selection.scores[-1]) if len(selection.scores) else None
         return Receipt(
             format_version=FORMAT_VERSION,
-            code_version=__version__,
             job_id=job_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            campaign=request.campaign,
-            features=request.features,
+            **self._names(request),
             seeds=request.match,
-            seeds_sha256=request.seeds_sha256,
-            include_seeds=request.include_seeds,
-            random_seed=request.random_seed,
-            checkpoint_sha256=self.checkpoint_sha256,
-            pool_sha256=self.pool.fingerprint,
             pool=self.pool.path.absolute(),
             pool_users=self.pool.num_users,
             users_scored=selection.users_scored,
             users_skipped=selection.users_skipped,
-            k_requested=request.k,
             k=len(selection.rows),
             cutoff_score=cutoff,
             ties_at_cutoff=selection.ties_at_cutoff,
             ties_selected=int(np.count_nonzero(selection.scores == selection.scores[-1:])),
-            engine=engine.name,
-            device=str(engine.device),
-            batch_size=engine.batch_size,
-            threads=engine.threads,
             adaptation=Adaptation(
                 best_epoch=adapted.best_epoch,
                 samples=adapted.samples,
@@ -303,8 +296,22 @@ class Expander:
         )
 
 
-def _ids_digest(ids: pa.Array) -> str:
-    """SHA-256 of ids: eight little-endian bytes each, or UTF-8 each followed by a zero byte."""
-    if pa.types.is_int64(ids.type):
-        return hashlib.sha256(ids.to_numpy(zero_copy_only=False).astype("<i8").tobytes()).hexdigest()
-    return hashlib.sha256("".join(f"{user_id}\0" for user_id in ids.to_pylist()).encode()).hexdigest()
+def _canonical(features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
+    """The same features in one form whatever the caller's order and containers, so that equal requests are equal.
+
+    Raises:
+        SchemaError: a value is neither text, number, list of these, nor None.
+    """
+    plain: dict[str, FeatureValue] = {}
+    for name in sorted(features):
+        value = features[name]
+        parts = list(value) if isinstance(value, list | tuple) else [value]
+        for part in parts:
+            if not (part is None or isinstance(part, str | int | float)):
+                raise SchemaError(
+                    f"feature '{name}' is a {type(part).__name__}; give text, a number, or a list of these",
+                    field=f"features.{name}",
+                )
+        missing = isinstance(value, float) and math.isnan(value)
+        plain[name] = None if missing else parts if isinstance(value, list | tuple) else value  # type: ignore[assignment]
+    return plain

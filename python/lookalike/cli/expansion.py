@@ -130,9 +130,7 @@ def _show(path: Path, receipt: Receipt) -> None:
         ("seeds", f"{seeds.given:,} given, {seeds.matched:,} matched, {seeds.not_in_pool:,} not in the pool"),
         ("users scored", receipt.users_scored),
         ("cut-off", f"{receipt.cutoff_score}, {receipt.ties_at_cutoff:,} users on it, {receipt.ties_selected:,} in"),
+        ("AUC on held-out seeds", f"{adaptation.held_out_auc:.4f}, {adaptation.general_auc:.4f} before adapting"),
         ("seconds", ", ".join(f"{name} {seconds:.2f}" for name, seconds in receipt.seconds.items())),
     ]
-    if adaptation.held_out_auc is not None and adaptation.general_auc is not None:
-        gain = f"{adaptation.held_out_auc:.4f} on held-out seeds, {adaptation.general_auc:.4f} before adapting"
-        rows.append(("AUC", gain))
     display.table(rows)

@@ -50,11 +50,14 @@ class FeatureBatch:
         is not.
         """
         rows, width = self.single.shape[0], table.shape[1]
-        single: Tensor = torch.nn.functional.embedding(self.single, table)  # [rows, S, width]
+        # A lookup of nothing has no second derivative, hence the two guards.
+        single = table.new_zeros(rows, 0, width)
+        if self.single.shape[1]:
+            single = torch.nn.functional.embedding(self.single, table)  # [rows, S, width]
         if self.num_multi == 0:
             return single
         pooled = torch.zeros(rows * self.num_multi, width, dtype=table.dtype, device=table.device)
-        if self.values.numel():  # a lookup of nothing has no second derivative
+        if self.values.numel():
             entries = torch.nn.functional.embedding(self.values, table)  # [nnz, width]
             mean = width if mean_columns is None else mean_columns
             weighted = torch.cat([entries[:, :mean] * self.weights, entries[:, mean:]], dim=1)
@@ -127,6 +130,14 @@ class FeatureEncoder:
         if share <= 0:
             return batch
         return replace(batch, single=self._drop(batch.single, share, rng), values=self._drop(batch.values, share, rng))
+
+    def with_untrained_unknown(self, batch: FeatureBatch, trained: Tensor) -> FeatureBatch:
+        """The batch with every id outside `trained` (table rows, ascending) replaced by its field's unknown id."""
+
+        def replaced(ids: Tensor) -> Tensor:
+            return torch.where(torch.isin(ids, trained), ids, self._unknown_of[ids])
+
+        return replace(batch, single=replaced(batch.single), values=replaced(batch.values))
 
     def _drop(self, ids: Tensor, share: float, rng: np.random.Generator) -> Tensor:
         dropped = torch.from_numpy(rng.random(tuple(ids.shape), dtype=np.float32) < share)

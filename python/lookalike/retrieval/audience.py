@@ -5,6 +5,7 @@ Knows Parquet and the receipt; free of torch, so that the front service can read
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from functools import cached_property
@@ -124,4 +125,13 @@ def write_seeds(path: Path, user_ids: pa.Array) -> None:
 
 def write_receipt(folder: Path, receipt: Receipt) -> None:
     """Write `manifest.json`."""
-    (folder / RECEIPT_NAME).write_text(json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n")
+    (folder / RECEIPT_NAME).write_text(
+        json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def ids_digest(ids: pa.Array) -> str:
+    """SHA-256 of ids: eight little-endian bytes each, or UTF-8 each followed by a zero byte."""
+    if pa.types.is_int64(ids.type):
+        return hashlib.sha256(ids.to_numpy(zero_copy_only=False).astype("<i8").tobytes()).hexdigest()
+    return hashlib.sha256("".join(f"{user_id}\0" for user_id in ids.to_pylist()).encode()).hexdigest()

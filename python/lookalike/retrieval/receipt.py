@@ -58,8 +58,8 @@ class Adaptation:
     best_epoch: int
     samples: int
     folds: int
-    held_out_auc: float | None
-    general_auc: float | None
+    held_out_auc: float
+    general_auc: float
     history: tuple[Mapping[str, float], ...] = ()
 
 
@@ -93,6 +93,7 @@ class Receipt:
     batch_size: int
     threads: int
     adaptation: Adaptation
+    adaptation_config: Mapping[str, Any]
     seconds: Mapping[str, float]  # by stage, and `select` within SCORING
     audience_sha256: str
     model_sha256: str
@@ -128,7 +129,7 @@ class Receipt:
         """
         path = audience / RECEIPT_NAME
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise NotFound(f"no audience at {audience}: {path} does not exist", field="audience") from error
         try:

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.errors import Cancelled
+from lookalike.errors import Cancelled, InternalError
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.topk import TopK
 from lookalike.schema import EncodedColumns
@@ -60,7 +60,7 @@ def select(
     """Score every user and keep the best `k` who are not in `skip_rows`.
 
     Raises:
-        Cancelled: `cancelled()`, asked once a block, turned true.
+        Cancelled: `cancelled()`, asked once a block, turned true. InternalError: the model gives NaN.
     """
     total = pool.num_users
     top = TopK(min(k, total), num_rows=total, skip=row_bitmap(skip_rows, total) if len(skip_rows) else None)
@@ -69,6 +69,8 @@ def select(
         if cancelled is not None and cancelled():
             raise Cancelled("the expansion was cancelled while scoring")
         scores = engine.score(block)
+        if np.isnan(scores).any():
+            raise InternalError("the customised model scores NaN; the general model or its inner rates have diverged")
         started = time.perf_counter()
         top.push(scores, first_row)
         select_seconds += time.perf_counter() - started
@@ -77,11 +79,13 @@ def select(
     started = time.perf_counter()
     rows, scores = top.finish(sorted=True)
     select_seconds += time.perf_counter() - started
+    if top.rows_seen != total:
+        raise InternalError(f"{top.rows_seen} of {total} users were scored")
     return Selection(
         rows=rows.astype(np.int64),
         scores=scores,
-        users_scored=total - len(skip_rows),
-        users_skipped=len(skip_rows),
+        users_scored=top.rows_seen - top.rows_skipped,
+        users_skipped=top.rows_skipped,
         ties_at_cutoff=top.ties_at_cutoff,
         select_seconds=select_seconds,
     )

@@ -17,12 +17,12 @@ from lookalike.config import ScoringConfig
 from lookalike.errors import DataCorrupted, FailedPrecondition, LookalikeError
 from lookalike.files import file_digest
 from lookalike.pool.snapshot import Pool
-from lookalike.retrieval.audience import Audience
+from lookalike.retrieval.audience import Audience, ids_digest
 from lookalike.retrieval.receipt import AUDIENCE_NAME, MODEL_NAME
 from lookalike.scoring.compiled import TorchScriptEngine
 
-# Another machine's instruction set sums in another order; a probability moves by less than this.
-TOLERANCE = 1e-5
+# Another machine's instruction set sums in another order; a probability moves by less than this share of itself.
+TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,21 @@ def _counts(
         whole == pool.num_users == receipt.pool_users,
         f"{receipt.users_scored} scored + {receipt.users_skipped} skipped of {pool.num_users}",
     )
+    recorded = ids_digest(audience.seeds()) == receipt.seeds_sha256 and len(seeds) == receipt.seeds.matched
+    skipped = 0 if receipt.include_seeds else len(seeds)
+    yield Check(
+        "the seeds are those of the receipt", recorded and skipped == receipt.users_skipped, f"{len(seeds)} seeds"
+    )
     expected = min(receipt.k_requested, receipt.users_scored)
     yield Check("K members, or all there are", receipt.k == expected, f"{receipt.k} of {expected}")
     cutoff = float(scores[-1]) if len(scores) else None
     yield Check("the cut-off is the last score", cutoff == receipt.cutoff_score, f"{cutoff}")
+    ties = int(np.count_nonzero(scores == scores[-1:]))
+    yield Check(
+        "ties at the cut-off",
+        ties == receipt.ties_selected <= receipt.ties_at_cutoff,
+        f"{ties} of {receipt.ties_at_cutoff} are members",
+    )
     inside = 0 if receipt.include_seeds else int(np.isin(rows, seeds).sum())
     yield Check("no seed is a member", inside == 0, f"{inside} seeds" if not receipt.include_seeds else "seeds let in")
 
@@ -160,33 +171,44 @@ class _Sample:
         chosen = set(np.random.default_rng(seed).choice(blocks, count, replace=False).tolist())
         if self.last[1] >= 0:
             chosen.add(self.last[1] // self.batch_size)
+        again = {}
         for done, block in enumerate(sorted(chosen), 1):
-            self._block(block * self.batch_size)
+            start = block * self.batch_size
+            again[start] = self.engine.score(self.pool.read(start, min(start + self.batch_size, self.pool.num_users)))
             if progress is not None:
                 progress(done, len(chosen))
+        for start, scores in again.items():
+            self._compare_members(start, scores)
+        for start, scores in again.items():
+            self._count_missing(start, scores)
         return [
             Check("members score what was recorded", self.wrong == 0, f"largest difference {self.largest:.2g}"),
             Check("nobody better was left out", self.missing == 0, f"{self.missing} of {self.users} re-scored"),
         ]
 
-    def _block(self, start: int) -> None:
-        stop = min(start + self.batch_size, self.pool.num_users)
-        again = self.engine.score(self.pool.read(start, stop))
-        self.users += stop - start
-        low, high = np.searchsorted(self.rows, (start, stop))
-        members = self.rows[low:high] - start
-        difference = np.abs(again[members] - self.scores[low:high])
+    def _members(self, start: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        low, high = np.searchsorted(self.rows, (start, start + count))
+        return self.rows[low:high] - start, self.scores[low:high]
+
+    def _compare_members(self, start: int, again: npt.NDArray[np.float32]) -> None:
+        self.users += len(again)
+        members, recorded = self._members(start, len(again))
+        difference = np.abs(again[members] - recorded)
         self.largest = max(self.largest, float(difference.max(initial=0.0)))
-        self.wrong += int(np.count_nonzero(~(difference <= TOLERANCE)))
-        outside = np.ones(stop - start, np.bool_)
-        outside[members] = False
-        outside[self.skipped[(self.skipped >= start) & (self.skipped < stop)] - start] = False
+        self.wrong += int(np.count_nonzero(~(difference <= TOLERANCE * recorded)))
+
+    def _count_missing(self, start: int, again: npt.NDArray[np.float32]) -> None:
+        """After all members were compared: only where every one of them agrees to the bit do ties count."""
+        outside = np.ones(len(again), np.bool_)
+        outside[self._members(start, len(again))[0]] = False
+        skipped = self.skipped[(self.skipped >= start) & (self.skipped < start + len(again))]
+        outside[skipped - start] = False
         cutoff, last_row = self.last
-        numbers = np.arange(start, stop)
-        if self.largest == 0.0:  # the same arithmetic: ties count too
+        if self.largest == 0.0:
+            numbers = np.arange(start, start + len(again))
             better = (again > np.float32(cutoff)) | ((again == np.float32(cutoff)) & (numbers < last_row))
         else:
-            better = again > cutoff + TOLERANCE
+            better = again > cutoff * (1 + TOLERANCE)
         self.missing += int(np.count_nonzero(better & outside))
 
 

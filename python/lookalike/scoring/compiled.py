@@ -150,12 +150,12 @@ class TorchScriptEngine:
         Raises:
             NotFound: no such file. DataCorrupted: not one of our archives. InvalidInput: no such device.
         """
-        config = config or ScoringConfig()
+        config = resolve(config or ScoringConfig())
         if not path.is_file():
             raise NotFound(f"no customised model at {path}", field="model")
-        self.device = choose_device(config.device)
-        self.threads = config.threads or available_threads()
-        self.batch_size = config.batch_size or (CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH)
+        self.device = torch.device(config.device)
+        self.threads = config.threads
+        self.batch_size = config.batch_size
         extra = {PROVENANCE_NAME: ""}
         try:
             with _quiet():
@@ -188,6 +188,20 @@ class TorchScriptEngine:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
+def resolve(config: ScoringConfig) -> ScoringConfig:
+    """The configuration with every "auto" and 0 replaced by what this machine makes of it.
+
+    Raises:
+        InvalidInput: no such device.
+    """
+    device = choose_device(config.device)
+    return ScoringConfig(
+        device=str(device),
+        batch_size=config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH),
+        threads=config.threads or available_threads(),
+    )
+
+
 def choose_device(name: str) -> torch.device:
     """The device a configuration names; "auto" is the first GPU, or the CPU without one.
 
@@ -205,21 +219,23 @@ def choose_device(name: str) -> torch.device:
 
 
 def available_threads() -> int:
-    """Cores this process may use, which a container's limit makes fewer than the machine has."""
+    """Cores this process may run on. A container's quota of time does not show here: set `scoring.threads` there."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def compute_threads(count: int) -> Iterator[None]:
-    """Torch's intra-op threads within the block. A fixed number keeps sums, and so results, the same everywhere."""
+    """Torch's intra-op threads within the block. A fixed number keeps sums, and so results, the same everywhere.
+
+    The number is the calling thread's own where torch uses OpenMP, as its Linux builds do, so that blocks on several
+    threads do not disturb each other.
+    """
     before = torch.get_num_threads()
-    if before != count:
-        torch.set_num_threads(count)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        if before != count:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac, binar
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import EncodedColumns
 from lookalike.training.checkpoint import Checkpoint
-from lookalike.training.inner import OccurringRows, Parameters, campaign_parameters, predict
+from lookalike.training.inner import InnerRates, OccurringRows, Parameters, campaign_parameters, predict
 from lookalike.training.tasks import Samples
 
 
@@ -37,7 +37,7 @@ class Adapted:
         best_epoch: epochs of the final fit; 0 means that the seeds were better served by the general model.
         samples: seeds and negatives together.
         folds: held-out folds that chose `best_epoch`.
-        held_out_auc: mean AUC on held-out seeds after `best_epoch` epochs, None without folds.
+        held_out_auc: mean AUC on held-out seeds after `best_epoch` epochs.
         general_auc: the same before the first epoch.
         history: mean held-out AUC and training loss by epoch.
     """
@@ -46,8 +46,8 @@ class Adapted:
     best_epoch: int
     samples: int
     folds: int
-    held_out_auc: float | None
-    general_auc: float | None
+    held_out_auc: float
+    general_auc: float
     history: tuple[dict[str, float], ...]
 
 
@@ -80,18 +80,21 @@ def adapt(
             field="seeds",
         )
     rng = np.random.default_rng(random_seed)
-    samples = _with_negatives(seeds, pool.num_users, config.negatives_per_seed, rng)
-    fold_count = _fold_count(len(seeds), config)
-    folds = _folds(samples, fold_count, rng)
+    samples = _with_negatives(seeds, pool.num_users, config, rng)
+    folds = _folds(samples, _fold_count(len(seeds), config), config.parts, rng)
     steps = [max(1, round(len(part) / config.batch_size)) for part in [*[train for train, _ in folds], samples]]
     ticker = _Ticker(config.max_epochs * sum(steps), progress, cancelled)
-    place = device or torch.device("cpu")
-    learners = [
-        _Learner(checkpoint, pool, campaign, train, test, config, place, np.random.default_rng([random_seed, 1 + i]))
-        for i, (train, test) in enumerate(folds)
-    ]
-    best_epoch, history = _choose_epochs(learners, config, ticker) if learners else (config.max_epochs, [])
-    final = _Learner(checkpoint, pool, campaign, samples, None, config, place, np.random.default_rng([random_seed, 0]))
+    # A copy of our own: calling a module under other parameters swaps them in place for the time of the call, so
+    # campaigns adapting on several threads must not share one.
+    general = copy.deepcopy(checkpoint.model).to(device or torch.device("cpu"))
+    rates = copy.deepcopy(checkpoint.rates)
+
+    def learner(part: int, train: Samples, test: Samples | None) -> _Learner:
+        return _Learner(general, rates, pool, campaign, train, test, config, np.random.default_rng([random_seed, part]))
+
+    learners = [learner(1 + part, train, test) for part, (train, test) in enumerate(folds)]
+    best_epoch, history = _choose_epochs(learners, config, ticker)
+    final = learner(0, samples, None)
     for _ in range(best_epoch):
         final.epoch(ticker)
     ticker.finish()
@@ -100,17 +103,19 @@ def adapt(
         best_epoch=best_epoch,
         samples=len(samples),
         folds=len(folds),
-        held_out_auc=history[best_epoch]["held_out_auc"] if history else None,
-        general_auc=history[0]["held_out_auc"] if history else None,
+        held_out_auc=history[best_epoch]["held_out_auc"],
+        general_auc=history[0]["held_out_auc"],
         history=tuple(history),
     )
 
 
-def _with_negatives(seeds: npt.NDArray[np.int64], num_users: int, per_seed: int, rng: np.random.Generator) -> Samples:
+def _with_negatives(
+    seeds: npt.NDArray[np.int64], num_users: int, config: AdaptationConfig, rng: np.random.Generator
+) -> Samples:
     available = num_users - len(seeds)
-    if available < 1:
-        raise EmptySeeds("every user of the pool is a seed; nobody is left to tell them from", field="seeds")
-    negatives = sample_rows(num_users, min(per_seed * len(seeds), available), seeds, rng)
+    if available < config.parts:
+        raise EmptySeeds("(nearly) every user of the pool is a seed; nobody is left to tell them from", field="seeds")
+    negatives = sample_rows(num_users, min(config.negatives_per_seed * len(seeds), available), seeds, rng)
     return Samples(
         np.concatenate([seeds, negatives]),
         np.concatenate([np.ones(len(seeds), np.float32), np.zeros(len(negatives), np.float32)]),
@@ -119,18 +124,16 @@ def _with_negatives(seeds: npt.NDArray[np.int64], num_users: int, per_seed: int,
 
 def _fold_count(seeds: int, config: AdaptationConfig) -> int:
     """Few held-out seeds judge badly, so small campaigns are split more often; large ones need one look."""
-    held_out = max(1.0, seeds * config.held_out_seeds)
-    most = round(1 / config.held_out_seeds)
-    return int(np.clip(np.ceil(config.enough_held_out_seeds / held_out), 1, most))
+    held_out = max(1.0, seeds / config.parts)
+    return int(np.clip(np.ceil(config.enough_held_out_seeds / held_out), 1, config.parts))
 
 
-def _folds(samples: Samples, count: int, rng: np.random.Generator) -> list[tuple[Samples, Samples]]:
-    """`count` of the stratified splits into (train, held out)."""
-    most = 5
+def _folds(samples: Samples, count: int, parts: int, rng: np.random.Generator) -> list[tuple[Samples, Samples]]:
+    """`count` of the `parts` stratified splits into (train, held out)."""
     part = np.empty(len(samples), np.int64)
     for label in (0, 1):
         index = np.flatnonzero(samples.labels == label)
-        part[index] = rng.permutation(np.arange(len(index)) % most)
+        part[index] = rng.permutation(np.arange(len(index)) % parts)
     return [(samples.take(np.flatnonzero(part != i)), samples.take(np.flatnonzero(part == i))) for i in range(count)]
 
 
@@ -180,31 +183,31 @@ class _Learner:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        general: MetaHeac,
+        rates: InnerRates,
         pool: Pool,
         campaign: EncodedColumns,
         train: Samples,
         held_out: Samples | None,
         config: AdaptationConfig,
-        device: torch.device,
         rng: np.random.Generator,
     ) -> None:
-        self.general = checkpoint.model if device.type == "cpu" else copy.deepcopy(checkpoint.model).to(device)
+        self.general = general
+        self.device = general.user_embedding.device
         self.pool = pool
         self.train = train
         self.held_out = held_out
         self.config = config
-        self.device = device
         self.rng = rng
         batch = self.general.campaigns.batch(campaign)
         users = [self._encode(s) for s in (train, held_out) if s is not None]
         self.rows = OccurringRows.of(users, batch)
-        self.campaign = batch.relative_to(self.rows.campaign).to(device)
+        self.campaign = batch.relative_to(self.rows.campaign).to(self.device)
         self.parameters: Parameters = {
             name: p.detach().clone().requires_grad_()
             for name, p in campaign_parameters(self.general, self.rows).items()
         }
-        self.optimizer = _optimizer(self.parameters, checkpoint, self.rows, config)
+        self.optimizer = _optimizer(self.parameters, rates, self.rows, config)
 
     def _encode(self, samples: Samples) -> FeatureBatch:
         return self.general.users.batch(self.pool.take(samples.rows))
@@ -234,7 +237,10 @@ class _Learner:
         for batch in self.held_out.batches(8192):
             log_p, log_not_p = self._predict(batch)
             scores.append((log_p - log_not_p).cpu().numpy())
-        return auc(self.held_out.labels.astype(np.int8), np.concatenate(scores))
+        every = np.concatenate(scores)
+        if not np.isfinite(every).all():
+            return 0.0  # diverged: worse than anything, so an earlier epoch is chosen
+        return auc(self.held_out.labels.astype(np.int8), every)
 
     def customised(self) -> MetaHeac:
         """The whole model: general rows where no sample of this campaign touched them."""
@@ -250,7 +256,7 @@ class _Learner:
 
 
 def _optimizer(
-    parameters: Parameters, checkpoint: Checkpoint, rows: OccurringRows, config: AdaptationConfig
+    parameters: Parameters, rates: InnerRates, rows: OccurringRows, config: AdaptationConfig
 ) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
         tables = [parameters[USER_TABLE], parameters[CAMPAIGN_TABLE]]
@@ -258,8 +264,8 @@ def _optimizer(
         groups: list[dict[str, Any]] = [{"params": dense}, {"params": tables, "lr": config.embedding_lr}]
         return torch.optim.Adam(groups, lr=config.lr)
     with torch.no_grad():
-        rates = {n: config.rate_scale * rate for n, rate in checkpoint.rates.of(rows).items()}
-    return _RatedDescent(parameters, rates)
+        scaled = {n: config.rate_scale * rate for n, rate in rates.of(rows).items()}
+    return _RatedDescent(parameters, scaled)
 
 
 class _RatedDescent(torch.optim.Optimizer):

@@ -5,12 +5,11 @@ Knows `model` and the inner rates; knows nothing of how they were trained.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from lookalike.config import AdaptationConfig, Config, ModelConfig, TrainingConf
 from lookalike.errors import DataCorrupted, InvalidInput, NotFound
 from lookalike.files import file_digest, staged_folder
 from lookalike.model.metaheac import MetaHeac
-from lookalike.pool.snapshot import Pool
 from lookalike.schema import FeatureSchema
 from lookalike.training.inner import InnerRates
 
@@ -65,14 +63,16 @@ def save_checkpoint(checkpoint: Checkpoint, output: Path, *, overwrite: bool = F
             "format_version": FORMAT_VERSION,
             "code_version": __version__,
             "weights_sha256": file_digest(staged / WEIGHTS_NAME),
-            "model": _dump(checkpoint.config.model),
-            "training": _dump(checkpoint.config.training),
-            "adaptation": _dump(checkpoint.config.adaptation),
+            "model": to_plain(checkpoint.config.model),
+            "training": to_plain(checkpoint.config.training),
+            "adaptation": to_plain(checkpoint.config.adaptation),
             "user_schema": checkpoint.user_schema.to_json(),
             "campaign_schema": checkpoint.campaign_schema.to_json(),
             "metrics": dict(checkpoint.metrics),
         }
-        (staged / DESCRIPTION_NAME).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+        (staged / DESCRIPTION_NAME).write_text(
+            json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return fingerprint(output)
 
 
@@ -115,7 +115,7 @@ def read_description(path: Path) -> dict[str, Any]:
         if not (path / name).is_file():
             raise NotFound(f"no checkpoint at {path}: {name} is missing", field="checkpoint")
     try:
-        description: dict[str, Any] = json.loads((path / DESCRIPTION_NAME).read_text())
+        description: dict[str, Any] = json.loads((path / DESCRIPTION_NAME).read_text(encoding="utf-8"))
         version = description["format_version"]
         missing = [k for k in _REQUIRED if k not in description]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
@@ -144,8 +144,8 @@ def fingerprint(path: Path) -> str:
 
 
 class TrainingState:
-    """A run in progress: step, best parameters so far, optimisers. Saved when a run stops early; one file, replaced
-    whole.
+    """A run in progress: step, parameters now and at best, optimisers. One file, replaced whole; saved only between
+    steps, so that what is continued is what would have gone on.
     """
 
     def __init__(
@@ -173,21 +173,18 @@ class TrainingState:
         model: MetaHeac,
         rates: InnerRates,
         optimizers: Mapping[str, torch.optim.Optimizer],
-        config: Config,
-        pool: Pool,
         *,
+        identity: Sequence[object],
         resume: bool,
     ) -> TrainingState:
-        """A fresh state, or with `resume` the one saved in `folder` for the same pool and configuration.
+        """A fresh state, or with `resume` the one saved in `folder`; `identity` (plain data) is all that decides a run.
 
         Raises:
-            InvalidInput: the saved state belongs to another pool or configuration.
+            InvalidInput: the saved state belongs to other data or another configuration.
+            DataCorrupted: it is damaged.
         """
-        settings = dataclasses.replace(config.training, max_seconds=0.0)  # a longer budget may continue a run
-        identity = hashlib.sha256(
-            json.dumps([_dump(config.model), _dump(settings), pool.fingerprint]).encode()
-        ).hexdigest()
-        state = cls(folder, identity, {"model": model, "rates": rates}, optimizers)
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        state = cls(folder, name, {"model": model, "rates": rates}, optimizers)
         if resume and state._file.is_file():
             state._load()
         return state
@@ -243,7 +240,7 @@ class TrainingState:
             ) from error
         if metadata.get("identity") != self.identity:
             raise InvalidInput(
-                f"{self.folder} belongs to another pool or configuration; delete it, or train with --no-resume",
+                f"{self.folder} belongs to other data or another configuration; delete it, or train with --no-resume",
                 field="resume",
             )
         numbers = json.loads(metadata["numbers"])
@@ -270,6 +267,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _dump(section: Any) -> dict[str, Any]:
+def to_plain(section: Any) -> dict[str, Any]:
+    """A section of the configuration as JSON would have it."""
     data: dict[str, Any] = TypeAdapter(type(section)).dump_python(section, mode="json")
     return data

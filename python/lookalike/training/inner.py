@@ -110,7 +110,9 @@ def inner_step(
     users, labels = support
     loss = binary_cross_entropy(predict(model, parameters, users, campaign), labels)
     names = list(parameters)
-    gradients = torch.autograd.grad(loss, [parameters[n] for n in names], create_graph=second_order)
+    gradients = torch.autograd.grad(
+        loss, [parameters[n] for n in names], create_graph=second_order, materialize_grads=True
+    )
     moved = {n: parameters[n] - rates[n] * g for n, g in zip(names, gradients, strict=True)}
     return moved, loss
 

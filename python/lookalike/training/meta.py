@@ -17,12 +17,12 @@ from torch import Tensor
 
 from lookalike.config import Config, TrainingConfig
 from lookalike.dataset.layout import Dataset
-from lookalike.errors import Cancelled, InvalidInput
+from lookalike.errors import AlreadyExists, Cancelled, InvalidInput
 from lookalike.evaluation.metrics import auc
 from lookalike.model.features import FeatureBatch
 from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac, binary_cross_entropy
 from lookalike.pool.snapshot import Pool
-from lookalike.training.checkpoint import Checkpoint, TrainingState, save_checkpoint
+from lookalike.training.checkpoint import Checkpoint, TrainingState, save_checkpoint, to_plain
 from lookalike.training.inner import (
     InnerRates,
     OccurringRows,
@@ -31,7 +31,7 @@ from lookalike.training.inner import (
     inner_step,
     predict,
 )
-from lookalike.training.tasks import Samples, Task, hold_out, load_tasks, sampling_weights
+from lookalike.training.tasks import Samples, Task, digest, hold_out, load_tasks, sampling_weights
 
 # Rates are few and start within two orders of magnitude of right: relative steps of 5% find them in a hundred steps.
 RATE_LEARNING_RATE = 0.05
@@ -62,6 +62,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.rates = InnerRates(self.model, self.config.inner_lr, learned=self.config.learn_inner_rates)
         self.weights = sampling_weights(self.tasks, self.config.task_sampling)
+        campaigns = [self.model.campaigns.batch(task.features) for task in self.tasks]
+        self.trained_campaign_rows = torch.unique(torch.cat([batch.occurring() for batch in campaigns]))
         lr = self.config.outer_lr
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "dense": torch.optim.Adam(list(dense_parameters(self.model).values()), lr=lr),
@@ -103,7 +105,8 @@ class Trainer:
     def validate(self, held_out: list[Task]) -> tuple[float, float]:
         """Mean AUC and mean loss on what campaigns never trained on brought later, after one inner step on their seeds.
 
-        The draws are the same at every call, so that two calls differ by the model alone.
+        The draws are the same at every call, so that two calls differ by the model alone. Ids of the campaigns that no
+        training campaign has are unknown, as they will be when a new campaign comes.
         """
         aucs, losses = [], []
         for task in held_out:
@@ -148,7 +151,9 @@ class Trainer:
         device = self.model.user_embedding.device
         campaign = self.model.campaigns.batch(task.features)
         users = [self.model.users.batch(self.pool.take(samples.rows)) for samples in sets]
-        if rng is not None:
+        if rng is None:
+            campaign = self.model.campaigns.with_untrained_unknown(campaign, self.trained_campaign_rows)
+        else:
             campaign = self.model.campaigns.with_unknown(campaign, self.config.campaign_id_dropout, rng)
             users = [self.model.users.with_unknown(b, self.config.user_id_dropout, rng) for b in users]
         rows = OccurringRows.of(users, campaign)
@@ -185,13 +190,16 @@ def train(
 ) -> Checkpoint:
     """Train the general model on a dataset's training campaigns and write the checkpoint folder `output`.
 
-    A run that was stopped continues from `<output>.training`, when data and configuration are the same and `resume`.
-    The checkpoint holds the parameters of the best validation, not of the last step.
+    A run that was stopped continues from `<output>.training`, when data and configuration are the same and `resume`:
+    from where `cancelled` stopped it, or else from its last validation. The checkpoint holds the parameters of the best
+    validation, not of the last step.
 
     Raises:
-        InvalidInput: the dataset has no usable training campaign. Cancelled: `cancelled()` turned true; the state is
-            kept. AlreadyExists: `output` exists.
+        InvalidInput: the dataset has no usable training campaign, or training diverged. Cancelled: `cancelled()` turned
+            true; the state is kept. AlreadyExists: `output` exists.
     """
+    if output.exists():
+        raise AlreadyExists(f"{output} exists; choose another name or remove it", field="output")
     settings = config.training
     campaign_schema = dataset.campaign_schema()
     tasks = load_tasks(dataset, pool, campaign_schema, "train")
@@ -203,8 +211,13 @@ def train(
     total = settings.max_samples or round(settings.epochs * sum(len(task.samples) for task in kept))
     if total < 1:
         raise InvalidInput("training.epochs and training.max_samples leave nothing to train", field="training.epochs")
+    identity: list[object] = [
+        to_plain(config.model),
+        to_plain(replace(settings, max_seconds=0.0)),
+    ]  # a longer run may go on
+    identity += [pool.fingerprint, campaign_schema.fingerprint, digest(tasks)]
     state = TrainingState.open(
-        Path(f"{output}.training"), model, trainer.rates, trainer.optimizers, config, pool, resume=resume
+        Path(f"{output}.training"), model, trainer.rates, trainer.optimizers, identity=identity, resume=resume
     )
     _run(trainer, state, held_out, total, progress, cancelled)
     checkpoint = Checkpoint(
@@ -249,35 +262,38 @@ def _run(
     losses: list[tuple[float, float]] = []
     report = TrainingProgress(state.step, state.samples, total, math.nan, math.nan, None)
     stale = state.stale
-    try:
-        while state.samples < total and stale < settings.patience:
-            if cancelled is not None and cancelled():
-                raise Cancelled("training was stopped; run it again to continue")
-            support_loss, query_loss, samples = trainer.step(state.step)
-            state.step += 1
-            state.samples += samples
-            state.seconds = time.monotonic() - started
-            losses.append((support_loss, query_loss))
-            out_of_time = 0 < settings.max_seconds <= state.seconds
-            done = state.samples >= total or out_of_time
-            validation = report.validation_auc
-            if done or state.step % settings.validate_every == 0:
-                validation, _ = trainer.validate(held_out)
-                stale = state.record(validation)
-            mean = np.mean(losses[-settings.validate_every :], axis=0)
-            report = replace(
-                report,
-                step=state.step,
-                samples=state.samples,
-                support_loss=float(mean[0]),
-                query_loss=float(mean[1]),
-                validation_auc=validation,
+    while state.samples < total and stale < settings.patience:
+        if cancelled is not None and cancelled():
+            state.save()
+            raise Cancelled("training was stopped; run it again to continue")
+        support_loss, query_loss, samples = trainer.step(state.step)
+        if not math.isfinite(query_loss):
+            raise InvalidInput(
+                f"training diverged at step {state.step}: lower training.inner_lr or training.outer_lr",
+                field="training.inner_lr",
             )
-            if progress is not None:
-                progress(report)
-            if out_of_time:
-                break
-    except BaseException:
-        state.save()
-        raise
+        state.step += 1
+        state.samples += samples
+        state.seconds = time.monotonic() - started
+        losses.append((support_loss, query_loss))
+        out_of_time = 0 < settings.max_seconds <= state.seconds
+        done = state.samples >= total or out_of_time
+        validation = report.validation_auc
+        if done or state.step % settings.validate_every == 0:
+            validation, _ = trainer.validate(held_out)
+            stale = state.record(validation)
+            state.save()
+        mean = np.mean(losses[-settings.validate_every :], axis=0)
+        report = replace(
+            report,
+            step=state.step,
+            samples=state.samples,
+            support_loss=float(mean[0]),
+            query_loss=float(mean[1]),
+            validation_auc=validation,
+        )
+        if progress is not None:
+            progress(report)
+        if out_of_time:
+            break
     state.restore_best()

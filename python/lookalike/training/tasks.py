@@ -5,6 +5,7 @@ Knows `dataset` and `pool`; knows nothing of networks.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +42,7 @@ class Samples:
         return self.take(rng.permutation(len(self)))
 
     def batches(self, size: int) -> Iterator[Samples]:
-        """In order; a last batch of under half the size joins the one before."""
+        """In order, as many as it takes to be nearest to `size`, all of nearly one length."""
         count = max(1, round(len(self) / size))
         for index in np.array_split(np.arange(len(self)), count):
             yield self.take(index)
@@ -68,8 +69,15 @@ class Task:
 
     @cached_property
     def samples(self) -> Samples:
-        """Seeds and feedback together, as the general model learns from both (paper section 3.5)."""
-        return Samples.concat(self.seeds, self.audience)
+        """Seeds and feedback together, as the general model learns from both (paper section 3.5).
+
+        Each user once, so that disjoint sets of samples are disjoint sets of users; interested if ever so.
+        """
+        both = Samples.concat(self.seeds, self.audience)
+        rows, where = np.unique(both.rows, return_inverse=True)
+        labels = np.zeros(len(rows), np.float32)
+        np.maximum.at(labels, where, both.labels)
+        return Samples(rows, labels)
 
     def support_and_query(self, support: int, query: int, rng: np.random.Generator) -> tuple[Samples, Samples]:
         """Two disjoint random sets (Algorithm 1, line 5), in the same proportion where the campaign is small."""
@@ -80,7 +88,7 @@ class Task:
 
 
 def load_tasks(dataset: Dataset, pool: Pool, campaigns: FeatureSchema, split: Split) -> list[Task]:
-    """The tasks of a split whose seeds hold both labels; users the pool lacks are left out.
+    """The tasks of a split whose samples hold both labels; users the pool lacks are left out.
 
     Raises:
         InvalidInput: no usable campaign is left.
@@ -106,6 +114,16 @@ def _samples(dataset: Dataset, pool: Pool, campaign_id: CampaignId, stage: Liter
     rows = pool.find(user_ids)
     found = rows >= 0
     return Samples(rows[found], labels[found].astype(np.float32))
+
+
+def digest(tasks: list[Task]) -> str:
+    """SHA-256 of all campaigns, users and labels: a resumed run must see what the first saw."""
+    seen = hashlib.sha256()
+    for task in tasks:
+        seen.update(repr(task.campaign_id).encode())
+        for samples in (task.seeds, task.audience):
+            seen.update(samples.rows.tobytes() + samples.labels.tobytes())
+    return seen.hexdigest()
 
 
 def hold_out(tasks: list[Task], share: float, rng: np.random.Generator) -> tuple[list[Task], list[Task]]:
