@@ -3,6 +3,7 @@
 #   make demo [DATA=DIR] [K=2000] [FRESH=1]   the main job, end to end, on real data
 #   make test [DATA=DIR] [ARGS='-k topk']     every test, C++ and Python
 #   make check                                format, lint, types, floors, protos
+#   make setup                                only the set-up; then: . .venv/bin/activate
 #   make format  make serve  make loadtest  make clean
 #
 # PYTHON=... picks the interpreter (3.11 or newer), CXX=... the C++20 compiler.
@@ -15,7 +16,7 @@ export CXX
 
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMPS := build/stamps
+STAMPS := $(VENV)/stamps
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # The venv's cmake, ninja and protoc plugins, whatever else the machine has.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -51,8 +52,8 @@ $(STAMPS)/requirements: $(STAMPS)/venv pyproject.toml constraints.txt
 	@echo 'installing requirements into $(VENV) ...'
 	@$(BIN)/python -c 'import itertools, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
 	  print(*p["build-system"]["requires"], *p["project"]["dependencies"], \
-	  *itertools.chain(*p["project"]["optional-dependencies"].values()), sep="\n")' > build/requirements.txt
-	@$(PIP) install --quiet --prefer-binary -c constraints.txt -r build/requirements.txt
+	  *itertools.chain(*p["project"]["optional-dependencies"].values()), sep="\n")' > $(STAMPS)/requirements.txt
+	@$(PIP) install --quiet --prefer-binary -c constraints.txt -r $(STAMPS)/requirements.txt
 	@touch $@
 
 $(STAMPS)/package: $(STAMPS)/requirements $(BUILD_FILES) $(PROTO_FILES)
@@ -67,7 +68,7 @@ test: test-cpp test-python
 
 test-cpp: $(STAMPS)/requirements
 	@cmake -S . -B build/cmake -G Ninja -DCMAKE_BUILD_TYPE=Release -DLOOKALIKE_BUILD_TESTS=ON -DLOOKALIKE_WERROR=ON \
-	  -DPython_EXECUTABLE='$(CURDIR)/$(BIN)/python' > build/cmake.log || { cat build/cmake.log; exit 1; }
+	  -DPython_EXECUTABLE='$(CURDIR)/$(BIN)/python' > $(STAMPS)/cmake.log || { cat $(STAMPS)/cmake.log; exit 1; }
 	@cmake --build build/cmake
 	@ctest --test-dir build/cmake --output-on-failure
 

@@ -67,9 +67,9 @@ class Work:
     def service(self) -> Path:
         return self.folder / "service"
 
-    def serve_arguments(self) -> list[str]:
+    def serve_arguments(self, data_dir: Path) -> list[str]:
         """What follows `lookalike serve`."""
-        settings = (f"service.data_dir={self.service}", f"torchserve.archive={self.archive}")
+        settings = (f"service.data_dir={data_dir}", f"torchserve.archive={self.archive}")
         folders = ["--checkpoint", str(self.checkpoint), "--pool", str(self.pool)]
         return [*folders, *itertools.chain.from_iterable(("--set", setting) for setting in settings)]
 
@@ -103,7 +103,8 @@ def main() -> int:
             arguments.data, arguments.work.resolve(), seconds=arguments.seconds, fresh=arguments.fresh
         )
         if arguments.serve:
-            os.execv(sys.executable, [*_lookalike("serve"), *work.serve_arguments()])
+            # Its own data, which a later demo does not clear.
+            os.execv(sys.executable, [*_lookalike("serve"), *work.serve_arguments(work.folder / "serve")])
         results = expand_and_judge(dataset, work, arguments.k)
     except LookalikeError as error:
         print(exits.describe(error), file=sys.stderr)
@@ -166,9 +167,12 @@ def expand_and_judge(dataset: Dataset, work: Work, k: int | None) -> list[Result
     pool = Pool.open(work.pool)
     k = k or max(1, round(DEFAULT_SHARE * pool.num_users))
     campaigns = choose(dataset)
-    say(f"\n$ lookalike serve {' '.join(_short(word) for word in work.serve_arguments())}")
+    say(f"\n$ lookalike serve {' '.join(_short(word) for word in work.serve_arguments(work.service))}")
     answers: dict[CampaignId, Audience] = {}
-    with ServerProcess(work.serve_arguments(), work.folder / "serve.log") as server, Client(server.address) as client:
+    with (
+        ServerProcess(work.serve_arguments(work.service), work.folder / "serve.log") as server,
+        Client(server.address) as client,
+    ):
         say(f"serving on {server.address}; log in {_short(work.folder / 'serve.log')}")
         for campaign in campaigns:
             say(f"\ncampaign {campaign}: ExpandAudience, k = {k:,}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=4, help="marketers at once")
     parser.add_argument("--seconds", type=int, default=60, help="how long")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the server must end with us
     try:
         prepare()
         settings = [f"service.data_dir={WORK / 'service'}", f"torchserve.archive={WORK / 'lookalike.mar'}"]

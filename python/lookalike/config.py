@@ -103,8 +103,8 @@ class TorchServeConfig:
     archive: Path = Path("model_store/lookalike.mar")
     workers: AtLeastOne = 1
     # Silence between two progress messages before the worker counts as dead.
-    response_timeout_seconds: int = 300
-    startup_timeout_seconds: int = 120
+    response_timeout_seconds: AtLeastOne = 300
+    startup_timeout_seconds: AtLeastOne = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +116,10 @@ class ServiceConfig:
     runtime: Literal["torchserve", "inprocess"] = "torchserve"
     seeds_dir: Path | None = None  # where a request's `seeds_path` may point; without it such requests are refused
     max_queued: AtLeastOne = 1000
-    max_attempts: int = 5  # runs of one job before a worker that keeps dying fails it
-    max_message_mib: int = 64
+    max_attempts: AtLeastOne = 5  # runs of one job before a worker that keeps dying fails it
+    max_message_mib: AtLeastOne = 64
     page_size: AtLeastOne = 1000
-    shutdown_grace_seconds: float = 10.0
+    shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)

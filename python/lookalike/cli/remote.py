@@ -33,7 +33,7 @@ OperationName = Annotated[str, typer.Argument(metavar="OPERATION", help="operati
 AudienceName = Annotated[str, typer.Argument(metavar="AUDIENCE", help="audiences/...")]
 
 DEFAULT_SERVER = "127.0.0.1:8500"
-DEFAULT_TIMEOUT = 10.0
+DEFAULT_TIMEOUT = 60.0  # a server that is just starting has TorchServe to bring up
 SHOWN_MEMBERS = 10
 
 

@@ -14,6 +14,9 @@ from typing import Protocol
 from lookalike.retrieval.receipt import Progress, Receipt
 from lookalike.schema import FeatureValue
 
+# Reason of the Unavailable with which a runtime that is down refuses a job it has not looked at.
+NOT_RUNNING = "RUNTIME_NOT_RUNNING"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpansionJob:

@@ -18,7 +18,7 @@ from typing import Self
 from lookalike.config import TorchServeConfig
 from lookalike.errors import FailedPrecondition, LookalikeError, Unavailable
 from lookalike.retrieval.receipt import Receipt
-from lookalike.runtime.job import ExpansionJob, ProgressCallback
+from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, ProgressCallback
 from lookalike.runtime.torchserve_client import TorchServeClient
 from lookalike.runtime.torchserve_process import TorchServeProcess
 
@@ -84,7 +84,7 @@ class TorchServeRuntime:
         self._usable.clear()
         if self._watch is not None:
             self._watch.cancel()
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, Exception):
                 await self._watch
             self._watch = None
         await self._end_server()
@@ -96,7 +96,7 @@ class TorchServeRuntime:
         try:
             await asyncio.wait_for(self._usable.wait(), self._config.startup_timeout_seconds)
         except TimeoutError as error:
-            raise Unavailable("TorchServe is not running") from error
+            raise Unavailable("TorchServe is not running", reason=NOT_RUNNING) from error
         assert self._server is not None
         silence = self._config.response_timeout_seconds + SILENCE_MARGIN_SECONDS
         await self._server.client.run(job, progress, silence=silence)
@@ -188,6 +188,8 @@ class TorchServeRuntime:
                 return await self._launch()
             except LookalikeError as error:
                 _log.error("TorchServe did not start again (attempt %d): %s", attempt, error)
+            except Exception:  # no disk, no memory, no descriptors: that may pass, and nobody else would try again
+                _log.exception("TorchServe did not start again (attempt %d)", attempt)
 
     async def _end_server(self) -> None:
         if self._server is not None:

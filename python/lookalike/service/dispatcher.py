@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from lookalike.errors import Cancelled, LookalikeError, Unavailable
 from lookalike.retrieval.receipt import Progress, Receipt, Stage
-from lookalike.runtime.job import ExpansionJob, Runtime
+from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, Runtime
 from lookalike.service.operations import OperationStore
 from lookalike.service.records import Operation, State
 from lookalike.service.status import unexpected
@@ -216,19 +216,23 @@ class Dispatcher:
             running.note(Progress(Stage.SCORING, receipt.pool_users, receipt.pool_users))
             running.note(Progress(Stage.WRITING, 1, 1))
             return
-        for attempt in range(self._max_attempts):
+        attempt = 0
+        while True:
             await self._store.begin_attempt(operation.id)
             try:
                 await self._runtime.run(job, running.note)
                 return
             except Unavailable as error:
-                if attempt + 1 == self._max_attempts:
+                # A runtime that is down has not seen the job: that is no run, and the queue waits until it is up.
+                down = error.reason == NOT_RUNNING
+                if not down and attempt + 1 >= self._max_attempts:
                     raise Unavailable(
                         f"given up after {self._max_attempts} runs; the last ended with: {error.message}",
                         reason=error.reason,
                     ) from error
                 delay = self._retry_delays[min(attempt, len(self._retry_delays) - 1)]
                 _log.warning("operations/%s: run %d: %s; again in %g s", operation.id, attempt + 1, error, delay)
+                attempt += 0 if down else 1
             with suppress(TimeoutError):
                 await asyncio.wait_for(running.cancel.wait(), delay)
             if job.cancel_flag.exists():

@@ -128,10 +128,14 @@ class Door:
                 "this server takes no seeds_path (it was started without service.seeds_dir): send seed_ids",
                 field="seeds_path",
             )
-        path = (self._seeds_dir / name).resolve()
+        try:
+            path = (self._seeds_dir / name).resolve()
+            there = path.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, a loop of links
+            raise InvalidInput(f"{name[:100]!r} is no name of a file: {error}", field="seeds_path") from error
         if not path.is_relative_to(self._seeds_dir):
             raise InvalidInput(f"'{name}' lies outside the server's seeds folder", field="seeds_path")
-        if not path.is_file():
+        if not there:
             raise NotFound(f"there is no file '{name}' in the server's seeds folder", field="seeds_path")
         try:
             with pq.ParquetFile(path) as file:

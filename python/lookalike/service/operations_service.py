@@ -16,7 +16,7 @@ from typing import Any
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 
-from lookalike.errors import InvalidInput, NotFound
+from lookalike.errors import InvalidInput, LookalikeError
 from lookalike.service import tokens
 from lookalike.service.audiences import AudienceStore
 from lookalike.service.convert import operation_message
@@ -42,7 +42,7 @@ def presenter(dispatcher: Dispatcher, audiences: AudienceStore) -> Present:
         if operation.state is State.SUCCEEDED:
             try:
                 audience = await audiences.get(operation.id)
-            except NotFound as error:  # somebody removed the folder
+            except LookalikeError as error:  # somebody removed or damaged the folder
                 operation = replace(operation, error=error)
         return operation_message(
             dispatcher.live(operation), audience=audience, remaining=dispatcher.remaining(operation.id)

@@ -30,7 +30,7 @@ def decode(token: str, *, listing: str, field: str) -> int:
         position, digest = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         if isinstance(position, int) and position >= 0 and digest == _digest(listing, position):
             return position
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pass
     raise InvalidInput(
         f"'{field}' is no token of this listing; pass one it returned, with the other arguments unchanged",
