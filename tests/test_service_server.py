@@ -61,7 +61,7 @@ def test_an_expansion_ends_in_an_audience(client: Client, running: Front, runtim
     assert audience.campaign == "spring"
     assert (audience.size, audience.k_requested, audience.seeds.given) == (5, 5, 3)
     assert audience.held_out_auc == 0.75
-    assert not audience.HasField("general_auc")
+    assert audience.general_auc == 0.5
     assert Path(audience.parquet_path).is_file()
     assert Path(audience.receipt_path).is_file()
     (job,) = runtime.jobs

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from lookalike.config import Config
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import AlreadyExists, Cancelled, DataCorrupted, EmptySeeds, InvalidInput, NotFound
+from lookalike.model.features import FeatureEncoder
 from lookalike.model.metaheac import MetaHeac, binary_cross_entropy
 from lookalike.pool.snapshot import Pool
 from lookalike.training.adapt import adapt
 from lookalike.training.checkpoint import fingerprint, load_checkpoint
 from lookalike.training.meta import Trainer, TrainingProgress, train
+from lookalike.training.ridge import fit_ridge, linear_term
 from lookalike.training.tasks import Samples, Task, hold_out, load_tasks, sampling_weights
 
 
@@ -252,7 +254,6 @@ def test_too_few_seeds_and_no_negatives_are_refused(sample_checkpoint: Path, poo
 
 def test_adaptation_stops_when_asked(sample_checkpoint: Path, pool: Pool, tasks: list[Task]) -> None:
     checkpoint = load_checkpoint(sample_checkpoint)
-    asked = iter(range(10**6))
     seen: list[tuple[int, int]] = []
     with pytest.raises(Cancelled):
         adapt(
@@ -262,6 +263,21 @@ def test_adaptation_stops_when_asked(sample_checkpoint: Path, pool: Pool, tasks:
             seeds_of(tasks[0]),
             checkpoint.config.adaptation,
             progress=lambda done, total: seen.append((done, total)),
-            cancelled=lambda: next(asked) == 5,
+            cancelled=lambda: len(seen) == 5,
         )
     assert [done for done, _ in seen] == [1, 2, 3, 4, 5]
+
+
+def test_the_ridge_is_the_logistic_regression(pool: Pool, tasks: list[Task]) -> None:
+    """Against scikit-learn's solver on the same one-hot features and penalty."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    encoder = FeatureEncoder(pool.schema)
+    samples = tasks[0].seeds
+    users = encoder.batch(pool.take(samples.rows))
+    weights = fit_ridge(users, torch.from_numpy(samples.labels), encoder.table_rows, 0.1, poll=lambda: None)
+    features = np.zeros((len(samples), encoder.table_rows))
+    np.add.at(features, (np.arange(len(samples))[:, None], users.single.numpy()), 1)
+    np.add.at(features, (users.bags.numpy() // users.num_multi, users.values.numpy()), 1)
+    expected = linear_model.LogisticRegression(C=0.1, tol=1e-8, max_iter=1000).fit(features, samples.labels)
+    np.testing.assert_allclose(weights.numpy(), expected.coef_[0], atol=2e-3)
+    np.testing.assert_allclose(linear_term(users, weights).numpy(), features @ weights.numpy(), rtol=1e-4, atol=1e-5)

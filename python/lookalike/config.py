@@ -83,6 +83,9 @@ class AdaptationConfig:
     batch_size: AtLeastOne = 512
     max_epochs: int = 6
     patience: AtLeastOne = 2  # epochs without gain on held-out seeds before adapting stops
+    # Inverse L2 penalty (scikit-learn's C) of the campaign's own logistic regression, whose weights are added to the
+    # linear term; 0 leaves it out. On held-out training campaigns of kuairand it brings 0.007 AUC and 4% of P@5%.
+    ridge: Annotated[float, Field(ge=0)] = 0.03
     parts: Annotated[int, Field(ge=2)] = 5  # the seeds are cut into; a fold holds one of them out
     enough_held_out_seeds: int = 200  # folds are added until so many seeds, over all folds, have judged
 

@@ -25,6 +25,7 @@ from lookalike.pool.snapshot import Pool
 from lookalike.schema import EncodedColumns
 from lookalike.training.checkpoint import Checkpoint
 from lookalike.training.inner import InnerRates, OccurringRows, Parameters, campaign_parameters, predict
+from lookalike.training.ridge import fit_ridge
 from lookalike.training.tasks import Samples
 
 
@@ -90,7 +91,9 @@ def adapt(
     rates = copy.deepcopy(checkpoint.rates)
 
     def learner(part: int, train: Samples, test: Samples | None) -> _Learner:
-        return _Learner(general, rates, pool, campaign, train, test, config, np.random.default_rng([random_seed, part]))
+        return _Learner(
+            general, rates, pool, campaign, train, test, config, np.random.default_rng([random_seed, part]), ticker.poll
+        )
 
     learners = [learner(1 + part, train, test) for part, (train, test) in enumerate(folds)]
     best_epoch, history = _choose_epochs(learners, config, ticker)
@@ -165,9 +168,14 @@ class _Ticker:
         self._progress = progress
         self._cancelled = cancelled
 
-    def tick(self) -> None:
+    def poll(self) -> None:
+        """Stop if asked to."""
         if self._cancelled is not None and self._cancelled():
             raise Cancelled("the expansion was cancelled while adapting")
+
+    def tick(self) -> None:
+        """Count one step."""
+        self.poll()
         self.done += 1
         if self._progress is not None:
             self._progress(min(self.done, self.total), self.total)
@@ -191,6 +199,7 @@ class _Learner:
         held_out: Samples | None,
         config: AdaptationConfig,
         rng: np.random.Generator,
+        poll: Callable[[], None],
     ) -> None:
         self.general = general
         self.device = general.user_embedding.device
@@ -208,13 +217,31 @@ class _Learner:
             for name, p in campaign_parameters(self.general, self.rows).items()
         }
         self.optimizer = _optimizer(self.parameters, rates, self.rows, config)
+        self.ridge: Tensor | None = None
+        if general.config.wide and config.ridge > 0:
+            self.ridge = fit_ridge(
+                users[0].relative_to(self.rows.users),
+                torch.from_numpy(train.labels),
+                len(self.rows.users),
+                config.ridge,
+                poll=poll,
+            ).to(self.device)
 
     def _encode(self, samples: Samples) -> FeatureBatch:
         return self.general.users.batch(self.pool.take(samples.rows))
 
-    def _predict(self, samples: Samples) -> tuple[Tensor, Tensor]:
+    def _predict(self, parameters: Parameters, samples: Samples) -> tuple[Tensor, Tensor]:
         users = self._encode(samples).relative_to(self.rows.users).to(self.device)
-        return predict(self.general, self.parameters, users, self.campaign)
+        return predict(self.general, parameters, users, self.campaign)
+
+    def _result(self) -> Parameters:
+        """The campaign's parameters as they will be used: with the regression in the linear term."""
+        parameters = {name: p.detach() for name, p in self.parameters.items()}
+        if self.ridge is not None:
+            table = parameters[USER_TABLE].clone()
+            table[:, -1] += self.ridge
+            parameters[USER_TABLE] = table
+        return parameters
 
     def epoch(self, ticker: _Ticker) -> float:
         """One pass over the training samples in a new order; returns its mean loss."""
@@ -222,7 +249,7 @@ class _Learner:
         for batch in self.train.shuffled(self.rng).batches(self.config.batch_size):
             ticker.tick()
             labels = torch.from_numpy(batch.labels).to(self.device)
-            loss = binary_cross_entropy(self._predict(batch), labels)
+            loss = binary_cross_entropy(self._predict(self.parameters, batch), labels)
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
             self.optimizer.step()
@@ -233,9 +260,9 @@ class _Learner:
     def held_out_auc(self) -> float:
         """AUC on the held-out samples."""
         assert self.held_out is not None
-        scores = []
+        scores, parameters = [], self._result()
         for batch in self.held_out.batches(8192):
-            log_p, log_not_p = self._predict(batch)
+            log_p, log_not_p = self._predict(parameters, batch)
             scores.append((log_p - log_not_p).cpu().numpy())
         every = np.concatenate(scores)
         if not np.isfinite(every).all():
@@ -245,7 +272,7 @@ class _Learner:
     def customised(self) -> MetaHeac:
         """The whole model: general rows where no sample of this campaign touched them."""
         model = copy.deepcopy(self.general).cpu()
-        moved = {name: p.detach().cpu() for name, p in self.parameters.items()}
+        moved = {name: p.cpu() for name, p in self._result().items()}
         state = {**model.state_dict(), **moved}
         state[USER_TABLE] = model.user_embedding.detach().index_copy(0, self.rows.users, moved[USER_TABLE])
         state[CAMPAIGN_TABLE] = model.campaign_embedding.detach().index_copy(
