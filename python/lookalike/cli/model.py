@@ -5,6 +5,8 @@ Knows `training` and `runtime.archive`.
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +14,6 @@ import typer
 
 from lookalike.cli import display
 from lookalike.cli.options import CheckpointFolder, ConfigFile, Overrides, PoolFolder, configuration
-from lookalike.errors import AlreadyExists
 
 if TYPE_CHECKING:
     from lookalike.training.meta import TrainingProgress
@@ -36,20 +37,31 @@ def train(
       lookalike train ml1m --pool pool --output general --set training.max_seconds=300
     """
     settings = configuration(config, overrides)
-    if output.exists():  # before an hour of training, not after it
-        raise AlreadyExists(f"{output} exists; choose another folder or remove it", field="output")
 
     from lookalike.dataset.layout import Dataset
     from lookalike.pool.snapshot import Pool
     from lookalike.training.meta import train as meta_train
 
+    # Between two steps, where what was learnt is whole; a second Ctrl-C ends it at once.
+    asked = threading.Event()
+
+    def ask(_number: int, _frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, ask)
     with display.progress() as report:
 
         def show(step: TrainingProgress) -> None:
             validation = "" if step.validation_auc is None else f", AUC {step.validation_auc:.4f}"
             report("samples", step.samples, step.total_samples, f"loss {step.query_loss:.4f}{validation}")
 
-        checkpoint = meta_train(Dataset.open(dataset), Pool.open(pool), output, settings, resume=resume, progress=show)
+        checkpoint = meta_train(
+            *(Dataset.open(dataset), Pool.open(pool), output, settings),
+            resume=resume,
+            progress=show,
+            cancelled=asked.is_set,
+        )
     display.table([("checkpoint", output), *checkpoint.metrics.items()])
 
 
