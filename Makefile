@@ -73,7 +73,7 @@ test-cpp: $(STAMPS)/requirements
 	@ctest --test-dir build/cmake --output-on-failure
 
 test-python: $(STAMPS)/package
-	@$(BIN)/python -m pytest $(if $(DATA),--data '$(DATA)') $(ARGS)
+	@$(BIN)/python -m pytest $(if $(DATA),--data='$(DATA)') $(ARGS)
 
 check: $(STAMPS)/package
 	ruff format --check .
