@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -365,28 +366,30 @@ def test_the_gil_is_released_while_pushing(many_scores: Scores) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_abandons_a_push(many_scores: Scores, threads: int) -> None:
-    top = TopK(10)
+    top = TopK(1_000_000)  # many members make each of these pushes last for several polls
     main = threading.get_ident()
 
     def interrupt() -> None:
         while not in_push(main):
-            pass
+            time.sleep(0)  # lets the pushing thread have the GIL
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
+    taken = 0
     try:
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the signal comes when the push is seen
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the signal comes when a push is seen
             thread.start()
-            # Were the signal handled after a push and not within it, that push would have been taken in.
-            top.push(many_scores, 0, threads)
-            top.push(many_scores, len(many_scores), threads)
+            while taken < 60:
+                top.push(many_scores, taken * len(many_scores), threads)
+                taken += 1
     finally:
         thread.join()
         signal.signal(signal.SIGINT, before)
-    assert top.rows_seen == 0
-    top.push(np.array([1], np.float32), 0)
-    assert top.finish()[0].tolist() == [0]
+    # Were the signal handled after a push and not within it, that push would have been taken in and not counted.
+    assert top.rows_seen == taken * len(many_scores)
+    top.push(np.array([2], np.float32), taken * len(many_scores))
+    assert top.finish()[0][0] == taken * len(many_scores)
 
 
 OUT_OF_MEMORY = """

@@ -61,7 +61,7 @@ def train(
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, to be obeyed between two steps, where what was learnt is whole; a second one ends at once."""
+    """Ctrl-C sets the event, to be obeyed between two steps, where what was learnt is whole; a second ends at once."""
     asked = threading.Event()
     before = signal.getsignal(signal.SIGINT)
 
