@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lookalike.config import ScoringConfig
-from lookalike.errors import DataCorrupted, FailedPrecondition, LookalikeError
+from lookalike.errors import DataCorrupted, FailedPrecondition
 from lookalike.files import file_digest
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience, ids_digest
@@ -220,5 +220,4 @@ def require_passed(verification: Verification) -> None:
     """
     failed = [f"{check.name} ({check.detail})" for check in verification.checks if not check.passed]
     if failed:
-        error: LookalikeError = DataCorrupted("verification failed: " + "; ".join(failed), field="audience")
-        raise error
+        raise DataCorrupted("verification failed: " + "; ".join(failed), field="audience")

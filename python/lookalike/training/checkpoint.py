@@ -193,8 +193,8 @@ class TrainingState:
     def _file(self) -> Path:
         return self.folder / "state.safetensors"
 
-    def record(self, validation_auc: float) -> int:
-        """Keep the parameters if they are the best so far; returns how many validations in a row were not."""
+    def record(self, validation_auc: float) -> None:
+        """Keep the parameters if they are the best so far; `stale` counts the validations in a row that were not."""
         # Without a validation campaign the last parameters are the best there are.
         if not self.best_auc >= validation_auc:
             self.best_auc = validation_auc
@@ -202,7 +202,6 @@ class TrainingState:
             self.stale = 0
         else:
             self.stale += 1
-        return self.stale
 
     def restore_best(self) -> None:
         """Put the best parameters into the model and the rates."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,13 +103,13 @@ class Trainer:
             optimizer.step()
         return support_total / count, query_total / count, samples
 
-    def validate(self, held_out: list[Task]) -> tuple[float, float]:
-        """Mean AUC and mean loss on what campaigns never trained on brought later, after one inner step on their seeds.
+    def validate(self, held_out: list[Task]) -> float:
+        """Mean AUC on what campaigns never trained on brought later, after one inner step on their seeds.
 
         The draws are the same at every call, so that two calls differ by the model alone. Ids of the campaigns that no
         training campaign has are unknown, as they will be when a new campaign comes.
         """
-        aucs, losses = [], []
+        aucs = []
         for task in held_out:
             rng = np.random.default_rng([self.config.seed, len(task.samples)])
             support = task.seeds.shuffled(rng).take(np.arange(min(self.config.support_size, len(task.seeds))))
@@ -117,12 +118,11 @@ class Trainer:
             if not (support.trainable and query.trainable):
                 continue
             prepared = self._prepare(task, [support, query], None)
-            (log_p, log_not_p), labels = self._adapted_prediction(prepared)
+            log_p, log_not_p = self._adapted_prediction(prepared)
             aucs.append(auc(query.labels.astype(np.int8), (log_p - log_not_p).numpy()))
-            losses.append(binary_cross_entropy((log_p, log_not_p), labels).item())
         if not aucs:
-            return math.nan, math.nan
-        return float(np.mean(aucs)), float(np.mean(losses))
+            return math.nan
+        return float(np.mean(aucs))
 
     def _losses(self, prepared: _Prepared, *, second_order: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         parameters = campaign_parameters(self.model, prepared.rows)
@@ -138,13 +138,12 @@ class Trainer:
         query_loss = binary_cross_entropy(predict(self.model, moved, users, prepared.campaign), labels)
         return support_loss, query_loss, parameters
 
-    def _adapted_prediction(self, prepared: _Prepared) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def _adapted_prediction(self, prepared: _Prepared) -> tuple[Tensor, Tensor]:
         parameters = campaign_parameters(self.model, prepared.rows)
         rates = self.rates.of(prepared.rows)
         moved, _ = inner_step(self.model, parameters, rates, prepared.batches[0], prepared.campaign, second_order=False)
-        users, labels = prepared.batches[1]
         with torch.no_grad():
-            return predict(self.model, moved, users, prepared.campaign), labels
+            return predict(self.model, moved, prepared.batches[1][0], prepared.campaign)
 
     def _prepare(self, task: Task, sets: list[Samples], rng: np.random.Generator | None) -> _Prepared:
         """Encode the sets and number their table rows; with `rng`, drop some ids to unknown."""
@@ -259,10 +258,9 @@ def _run(
     """Step until the budget is spent or validation stops gaining; leaves the best parameters in the model."""
     settings = trainer.config
     started = time.monotonic() - state.seconds
-    losses: list[tuple[float, float]] = []
+    losses: deque[tuple[float, float]] = deque(maxlen=settings.validate_every)
     report = TrainingProgress(state.step, state.samples, total, math.nan, math.nan, None)
-    stale = state.stale
-    while state.samples < total and stale < settings.patience:
+    while state.samples < total and state.stale < settings.patience:
         if cancelled is not None and cancelled():
             state.save()
             raise Cancelled("training was stopped; run it again to continue")
@@ -280,10 +278,10 @@ def _run(
         done = state.samples >= total or out_of_time
         validation = report.validation_auc
         if done or state.step % settings.validate_every == 0:
-            validation, _ = trainer.validate(held_out)
-            stale = state.record(validation)
+            validation = trainer.validate(held_out)
+            state.record(validation)
             state.save()
-        mean = np.mean(losses[-settings.validate_every :], axis=0)
+        mean = np.mean(losses, axis=0)
         report = replace(
             report,
             step=state.step,
