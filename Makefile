@@ -3,6 +3,10 @@
 #   make demo [DATA=DIR] [K=2000] [FRESH=1]   the main job, end to end, on real data
 #   make test [DATA=DIR] [ARGS='-k topk']     every test, C++ and Python
 #   make check                                format, lint, types, floors, protos
+#   make check-sanitize                       the C++ tests under address, undefined-behaviour and thread sanitizers
+#   make fuzz [SECONDS=60]                    what reads saved bytes, by libFuzzer (CXX_CLANG=... picks the clang++)
+#   make bench-topk [ARGS='--quick']          the top-K beside a plain scan and its rivals (benchmarks/README.md)
+#   make bench-kernels                        the scan kernels; needs Google Benchmark (Debian: libbenchmark-dev)
 #   make setup                                only the set-up; then: . .venv/bin/activate
 #   make format  make serve  make loadtest  make clean
 #
@@ -22,12 +26,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 CPP_FILES   := $(shell find csrc -name '*.h' -o -name '*.cpp')
+CPP_EXAMPLES := $(wildcard examples/cpp/*.cpp)
 BUILD_FILES := setup.py CMakeLists.txt $(CPP_FILES) $(shell find csrc cmake -name CMakeLists.txt -o -name '*.cmake*' 2>/dev/null)
 PROTO_FILES := $(shell find protos -type f)
-PYTHON_DIRS := python/lookalike handlers protos/generate.py examples loadtests setup.py
+PYTHON_DIRS := python/lookalike handlers protos/generate.py examples loadtests benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp test-python check format serve loadtest clean
+.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-kernels format fuzz serve loadtest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -80,17 +85,48 @@ check: $(STAMPS)/package
 	ruff check .
 	mypy $(PYTHON_DIRS)
 	cd python && lint-imports --config ../pyproject.toml
-	clang-format --dry-run -Werror $(CPP_FILES)
+	clang-format --dry-run -Werror $(CPP_FILES) $(CPP_EXAMPLES)
 	python protos/generate.py --descriptors build/protos.binpb
 	buf lint build/protos.binpb --config protos/buf.yaml
+
+check-sanitize: $(STAMPS)/requirements
+	@csrc/tests/sanitize.sh address,undefined
+	@csrc/tests/sanitize.sh thread
 
 format: $(STAMPS)/requirements
 	ruff format .
 	ruff check --fix .
-	clang-format -i $(CPP_FILES)
+	clang-format -i $(CPP_FILES) $(CPP_EXAMPLES)
+
+SECONDS   ?= 60
+CXX_CLANG ?= $(firstword $(shell command -v clang++) $(shell command -v clang++-14))
+
+fuzz: $(STAMPS)/requirements
+	@echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' \
+	  | $(or $(CXX_CLANG),false) -fsanitize=fuzzer,address,undefined -x c++ -o /dev/null - 2>/dev/null \
+	  || { echo 'make fuzz needs clang and its libFuzzer (Debian: clang, libclang-rt-14-dev), or: make fuzz CXX_CLANG=/path/to/clang++' >&2; exit 1; }
+	@cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER='$(CXX_CLANG)' \
+	  -DLOOKALIKE_BUILD_FUZZERS=ON -DLOOKALIKE_BUILD_TESTS=OFF > $(STAMPS)/fuzz.log || { cat $(STAMPS)/fuzz.log; exit 1; }
+	@cmake --build build/fuzz
+	@mkdir -p build/fuzz/corpus
+	@build/fuzz/csrc/fuzz/fuzz_partial build/fuzz/corpus -max_total_time=$(SECONDS) -artifact_prefix=build/fuzz/
 
 serve: $(STAMPS)/package
 	@$(BIN)/python examples/demo.py $(if $(DATA),--data '$(DATA)') --serve
+
+bench-topk: $(STAMPS)/package
+	@$(call build-bench,bench_topk)
+	@$(BIN)/python benchmarks/topk.py $(ARGS)
+
+bench-kernels: $(STAMPS)/requirements
+	@$(call build-bench,bench_kernels)
+	@build/bench/csrc/bench/bench_kernels $(ARGS)
+
+define build-bench
+cmake -S . -B build/bench -G Ninja -DCMAKE_BUILD_TYPE=Release -DLOOKALIKE_BUILD_TESTS=OFF \
+  -DLOOKALIKE_BUILD_BENCHMARKS=ON > $(STAMPS)/bench.log || { cat $(STAMPS)/bench.log; exit 1; }; \
+cmake --build build/bench --target $(1)
+endef
 
 loadtest: $(STAMPS)/package
 	@$(BIN)/python loadtests/run.py

@@ -329,6 +329,41 @@ def test_levels_can_be_asked_and_forced() -> None:
     assert _core.simd_level() == LEVELS[-1]
 
 
+FIRST_USE = """
+import numpy as np
+from lookalike import _core
+from lookalike.errors import InvalidInput
+from lookalike.retrieval.topk import TopK
+
+scores, top = np.array([1, 2], np.float32), TopK(1)
+for use in (_core.simd_level, lambda: top.push(scores, 0)):
+    try:
+        print(use())
+    except InvalidInput as error:
+        print(f"{error.field}: {error.message}")
+_core.set_simd_level("scalar")
+print(_core.simd_level(), top.rows_seen)
+"""
+
+
+def first_use(variable: str) -> list[str]:
+    """What the first uses of the core say in a process with this LOOKALIKE_SIMD."""
+    environment = os.environ | {"LOOKALIKE_SIMD": variable}
+    command = [sys.executable, "-c", FIRST_USE]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_variable_sets_the_level_until_another_is_forced(level: str) -> None:
+    assert first_use(level) == [level, "None", "scalar 2"]
+
+
+@pytest.mark.parametrize("wrong", ["mmx", *sorted({"avx2", "avx512", "neon"} - set(LEVELS))])
+def test_a_variable_that_is_no_level_of_this_machine_is_refused_at_every_use(wrong: str) -> None:
+    error = f"LOOKALIKE_SIMD: LOOKALIKE_SIMD is '{wrong}': unset it, or give it what this machine can run: "
+    assert first_use(wrong) == [error + ", ".join(LEVELS)] * 2 + ["scalar 0"]
+
+
 def in_push(thread_id: int) -> bool:
     """Whether the thread is inside TopK.push, to whose frame the core's code belongs."""
     frame = sys._current_frames().get(thread_id)

@@ -7,8 +7,8 @@
 #include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
+#include "lookalike/buffer.h"
 #include "lookalike/error.h"
 
 namespace lookalike::bindings {
@@ -43,13 +43,13 @@ std::span<const T> elements(const py::object& object, const std::string& field, 
   return {static_cast<const T*>(array.data()), static_cast<std::size_t>(array.size())};
 }
 
-/// The vector as an array that owns it; not copied.
+/// The buffer as an array that owns it; not copied.
 template <class T>
-py::array_t<T> to_array(std::vector<T>&& values) {
-  auto owned = std::make_unique<std::vector<T>>(std::move(values));
-  const py::capsule owner(owned.get(), [](void* vector) { delete static_cast<std::vector<T>*>(vector); });
-  const std::vector<T>* vector = owned.release();
-  return py::array_t<T>(static_cast<py::ssize_t>(vector->size()), vector->data(), owner);
+py::array_t<T> to_array(Buffer<T>&& values) {
+  auto owned = std::make_unique<Buffer<T>>(std::move(values));
+  const py::capsule owner(owned.get(), [](void* buffer) { delete static_cast<Buffer<T>*>(buffer); });
+  const Buffer<T>* buffer = owned.release();
+  return py::array_t<T>(static_cast<py::ssize_t>(buffer->size()), buffer->data(), owner);
 }
 
 }  // namespace lookalike::bindings

@@ -22,13 +22,11 @@ void set_simd_level(const std::optional<std::string>& wanted) {
     reset_simd_level();
     return;
   }
-  for (const SimdLevel level : {SimdLevel::kScalar, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
-    if (name(level) == *wanted) {
-      force_simd_level(level);
-      return;
-    }
+  const auto level = find_simd_level(*wanted);
+  if (!level) {
+    throw InvalidInput("level", "there is no level '" + *wanted + "': simd_levels() lists what this machine can run");
   }
-  throw InvalidInput("level", "there is no level '" + *wanted + "': simd_levels() lists what this machine can run");
+  force_simd_level(*level);
 }
 
 }  // namespace

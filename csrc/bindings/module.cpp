@@ -16,6 +16,8 @@ void translate(std::exception_ptr exception) {
     std::rethrow_exception(exception);
   } catch (const InvalidInput& error) {
     raise("InvalidInput", error.what(), py::dict(py::arg("field") = error.field()));
+  } catch (const DataCorrupted& error) {
+    raise("DataCorrupted", error.what(), py::dict(py::arg("field") = error.field()));
   } catch (const std::bad_alloc&) {
     raise("ResourceExhausted", "out of memory: ask for less at a time, or run on a machine with more", py::dict());
   }

@@ -18,15 +18,51 @@ struct PyTopK {
   TopK top;
 };
 
-std::unique_ptr<PyTopK> make(std::uint64_t k, const std::optional<std::uint64_t>& num_rows, const py::object& skip,
-                             bool skip_nan) {
+TopKOptions make_options(const std::optional<std::uint64_t>& num_rows, const py::object& skip, bool skip_nan,
+                         bool distribution) {
   TopKOptions options;
   options.num_rows = num_rows.value_or(options.num_rows);
   options.nan = skip_nan ? NanPolicy::kSkip : NanPolicy::kRaise;
+  options.distribution = distribution;
   if (!skip.is_none()) {
     options.skip = elements<std::uint8_t>(skip, "skip", "uint8");
   }
-  return std::make_unique<PyTopK>(PyTopK{skip, TopK(k, options)});
+  return options;
+}
+
+std::unique_ptr<PyTopK> make(std::uint64_t k, const std::optional<std::uint64_t>& num_rows, const py::object& skip,
+                             bool skip_nan, bool distribution) {
+  return std::make_unique<PyTopK>(PyTopK{skip, TopK(k, make_options(num_rows, skip, skip_nan, distribution))});
+}
+
+std::unique_ptr<PyTopK> load(const py::buffer& partial, const std::optional<std::uint64_t>& num_rows,
+                             const py::object& skip, bool skip_nan, bool distribution) {
+  const TopKOptions options = make_options(num_rows, skip, skip_nan, distribution);
+  const py::buffer_info bytes = partial.request();
+  if (bytes.ndim != 1 || bytes.itemsize != 1 || bytes.strides[0] != 1) {
+    throw InvalidInput("partial", "partial must be contiguous bytes: give what save returned");
+  }
+  const std::span span(static_cast<const std::byte*>(bytes.ptr), static_cast<std::size_t>(bytes.size));
+  const py::gil_scoped_release released;
+  return std::make_unique<PyTopK>(PyTopK{skip, TopK::load(span, options)});
+}
+
+py::bytes save(PyTopK& self) {
+  std::vector<std::byte> bytes;
+  {
+    const py::gil_scoped_release released;
+    bytes = self.top.save();
+  }
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+py::tuple distribution(PyTopK& self) {
+  Distribution found;
+  {
+    const py::gil_scoped_release released;
+    found = self.top.distribution();
+  }
+  return py::make_tuple(to_array(std::move(found.scores)), found.population);
 }
 
 // Python runs signal handlers on its main thread only; elsewhere a poll would take the GIL for nothing.
@@ -54,11 +90,11 @@ void push(PyTopK& self, const py::object& scores, std::uint64_t first_row, unsig
   self.top.push(values, first_row, options);
 }
 
-py::tuple finish(PyTopK& self, bool sorted) {
+py::tuple finish(PyTopK& self, bool sorted, unsigned threads) {
   Selection selection;
   {
     const py::gil_scoped_release released;
-    selection = self.top.finish(sorted);
+    selection = self.top.finish(sorted, threads);
   }
   return py::make_tuple(to_array(std::move(selection.rows)), to_array(std::move(selection.scores)));
 }
@@ -75,11 +111,16 @@ std::optional<std::tuple<float, std::uint64_t, std::uint64_t>> cutoff(PyTopK& se
 
 void bind_topk(py::module_& module) {
   py::class_<PyTopK>(module, "TopK")
-      .def(py::init(&make), py::arg("k"), py::arg("num_rows"), py::arg("skip"), py::arg("skip_nan"))
+      .def(py::init(&make), py::arg("k"), py::arg("num_rows"), py::arg("skip"), py::arg("skip_nan"),
+           py::arg("distribution"))
+      .def_static("load", &load, py::arg("partial"), py::arg("num_rows"), py::arg("skip"), py::arg("skip_nan"),
+                  py::arg("distribution"))
+      .def("save", &save)
+      .def("distribution", &distribution)
       .def("push", &push, py::arg("scores").noconvert(), py::arg("first_row"), py::arg("threads"))
       .def(
           "merge", [](PyTopK& self, const PyTopK& other) { self.top.merge(other.top); }, py::arg("other"), Released())
-      .def("finish", &finish, py::arg("sorted"))
+      .def("finish", &finish, py::arg("sorted"), py::arg("threads"))
       .def("cutoff", &cutoff, Released())
       .def_property_readonly("k", [](const PyTopK& self) { return self.top.k(); })
       .def_property_readonly("threshold", [](const PyTopK& self) { return self.top.threshold(); })

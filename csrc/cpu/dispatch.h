@@ -7,10 +7,13 @@
 
 namespace lookalike::detail {
 
-/// The variant for the level in force. `variants` are in the order of SimdLevel, as many as were compiled for this
-/// architecture; a level can only be in force if its variant was.
+constexpr std::size_t kSimdLevels = static_cast<std::size_t>(SimdLevel::kNeon) + 1;
+
+/// The variant for the level in force; throws as simd_level does. `variants` are in the order of SimdLevel, null where
+/// the level is another architecture's: such a level is never in force.
 template <class Function, std::size_t kCount>
-[[nodiscard]] Function choose(const Function (&variants)[kCount]) noexcept {
+[[nodiscard]] Function choose(const Function (&variants)[kCount]) {
+  static_assert(kCount == kSimdLevels, "one variant or null for each SimdLevel");
   return variants[static_cast<std::size_t>(simd_level())];
 }
 

@@ -24,14 +24,14 @@ class Loop {
   /// Takes tasks until none is left. `poll` may be null.
   void work(const std::function<void()>* poll) noexcept {
     try {
-      auto polled = Clock::now();
+      Clock::time_point polled{};  // long ago: what is pending already ends the loop before it begins
       for (std::size_t task = next_++; task < tasks_; task = next_++) {
-        if (!body_(task)) {
-          stop();
-        }
         if (poll != nullptr && Clock::now() - polled >= kPollInterval) {
           (*poll)();
           polled = Clock::now();
+        }
+        if (!body_(task)) {
+          stop();
         }
       }
     } catch (...) {

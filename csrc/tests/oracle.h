@@ -15,8 +15,8 @@
 namespace oracle {
 
 struct Expected {
-  std::vector<std::uint32_t> rows;
-  std::vector<float> scores;
+  lookalike::Buffer<std::uint32_t> rows;
+  lookalike::Buffer<float> scores;
   std::uint64_t skipped = 0;
   std::uint64_t nans = 0;
   std::uint64_t tied = 0;
@@ -29,7 +29,7 @@ inline bool is_skipped(const std::vector<std::uint8_t>& skip, std::size_t row) {
 /// `scores` are those of rows 0, 1, ...
 inline Expected select(const std::vector<float>& scores, std::size_t k, const std::vector<std::uint8_t>& skip = {}) {
   Expected expected;
-  std::vector<std::uint32_t> rows;
+  lookalike::Buffer<std::uint32_t> rows;
   for (std::uint32_t row = 0; row < scores.size(); ++row) {
     if (is_skipped(skip, row)) {
       ++expected.skipped;
@@ -39,7 +39,7 @@ inline Expected select(const std::vector<float>& scores, std::size_t k, const st
       rows.push_back(row);
     }
   }
-  const std::vector<std::uint32_t> eligible = rows;
+  const lookalike::Buffer<std::uint32_t> eligible = rows;
   std::stable_sort(rows.begin(), rows.end(), [&](auto a, auto b) { return scores[a] > scores[b]; });
   rows.resize(std::min(k, rows.size()));
   for (const std::uint32_t row : rows) {
@@ -69,7 +69,7 @@ inline void check_same(lookalike::TopK& top, const Expected& expected, std::size
   }
   lookalike::Selection unsorted = top.finish(false);
   std::sort(unsorted.rows.begin(), unsorted.rows.end());
-  std::vector<std::uint32_t> rows = expected.rows;
+  lookalike::Buffer<std::uint32_t> rows = expected.rows;
   std::sort(rows.begin(), rows.end());
   CHECK_EQUAL_IN(unsorted.rows == rows, true, context);
 

@@ -1,8 +1,12 @@
 #include "topk/reservoir.h"
 
 #include <algorithm>
-#include <functional>
 #include <limits>
+#include <new>
+#include <utility>
+
+#include "cpu/parallel.h"
+#include "topk/sort.h"
 
 namespace lookalike::detail {
 namespace {
@@ -14,80 +18,119 @@ constexpr Key kAboveAll = make_key(std::numeric_limits<float>::infinity(), 0);
 // small k it would come every few keys: 4,096 of them (32 KiB) fit in L1.
 constexpr std::size_t kMinRoom = 4096;
 
+constexpr std::size_t kMaxBlock = (std::size_t{2} << 20) / sizeof(Key);  // a huge page
+
+// Blocks in a reservoir that has 2 k keys: enough for threads to share, and for what is not full to matter little.
+constexpr std::size_t kBlocks = 64;
+
+void write(std::span<const Key> keys, std::uint32_t* rows, float* scores) noexcept {
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    rows[i] = row_of(keys[i]);
+    scores[i] = score_of(keys[i]);
+  }
+}
+
 }  // namespace
 
-Reservoir::Reservoir(std::size_t k, Key threshold)
-    : k_(k), capacity_(k + std::max(k, kMinRoom)), threshold_(k == 0 ? kAboveAll : threshold) {}
+std::size_t block_keys(std::size_t k) noexcept { return std::clamp(2 * (k / kBlocks), kMinRoom, kMaxBlock); }
 
-void Reservoir::append(std::span<const Key> keys, Key seen, std::uint64_t ties) {
-  const std::lock_guard lock(mutex_);
-  reserve(keys.size());
+Reservoir::Reservoir(std::size_t k, Key threshold, BlockPool::Loan* loan)
+    : k_(k), capacity_(k + std::max(k, kMinRoom)), loan_(loan), threshold_(k == 0 ? kAboveAll : threshold) {}
+
+void Reservoir::append(std::span<const Key> keys, Key seen, std::uint64_t ties, std::size_t threads) {
+  make_room(keys.size());
   if (rank_of(seen) == rank_of(threshold())) {
     ties_ += ties;
   }
-  insert(keys);
+  keys_.fill(keys);
+  compact_if_due(threads);
 }
 
-void Reservoir::merge(const Reservoir& other) {
-  reserve(other.keys_.size());
+void Reservoir::merge(const Reservoir& other, std::size_t threads) {
+  make_room(other.keys_.size());
   raise(other.threshold(), other.ties_);
-  insert(other.keys_);
+  for (const Block& block : other.keys_.all()) {
+    keys_.fill(block);
+  }
+  compact_if_due(threads);
 }
 
-void Reservoir::merge(Reservoir&& other) {
-  if (!keys_.empty()) {
-    merge(static_cast<const Reservoir&>(other));
-    return;
-  }
+void Reservoir::merge(Reservoir&& other, std::size_t threads) {
+  keys_.expect(other.keys_.all().size());
   raise(other.threshold(), other.ties_);
-  keys_.swap(other.keys_);
+  for (Block& block : other.keys_.release()) {
+    if (keys_.room() < block.size()) {
+      keys_.add(std::move(block));
+      continue;
+    }
+    keys_.fill(block);
+    if (other.loan_ != nullptr) {
+      other.loan_->give_back(std::move(block));
+    }
+  }
+  compact_if_due(threads);
 }
 
-Selection Reservoir::select(bool sorted) {
-  if (keys_.size() > k_) {
-    compact();
-  }
+Selection Reservoir::select(bool sorted, std::size_t threads) {
+  const std::size_t size = std::min(k_, keys_.size());
+  Selection selection{Buffer<std::uint32_t>(size), Buffer<float>(size)};
+  const auto write_at = [&](std::size_t offset, std::span<const Key> keys) {
+    write(keys, selection.rows.data() + offset, selection.scores.data() + offset);
+  };
   if (sorted) {
-    std::sort(keys_.begin(), keys_.end(), std::greater<>());
+    sort_best(keys_.all(), size, threads, write_at);
+    return selection;
   }
-  Selection selection{std::vector<std::uint32_t>(keys_.size()), std::vector<float>(keys_.size())};
-  std::transform(keys_.begin(), keys_.end(), selection.rows.begin(), row_of);
-  std::transform(keys_.begin(), keys_.end(), selection.scores.begin(), score_of);
+  trim(threads);
+  std::size_t offset = 0;
+  for (const Block& block : keys_.all()) {
+    // A row that was pushed twice may be there twice, beyond k.
+    const std::size_t count = std::min(block.size(), size - offset);
+    write_at(offset, std::span(block).first(count));
+    offset += count;
+  }
   return selection;
 }
 
-std::optional<Cutoff> Reservoir::cutoff() {
-  if (keys_.size() > k_) {
-    compact();
-  }
-  if (keys_.empty()) {
+std::optional<Cutoff> Reservoir::cutoff(std::size_t threads) {
+  trim(threads);
+  if (keys_.size() == 0) {
     return std::nullopt;
   }
-  const Key last = *std::min_element(keys_.begin(), keys_.end());
-  const auto selected = static_cast<std::uint64_t>(
-      std::count_if(keys_.begin(), keys_.end(), [last](Key key) { return rank_of(key) == rank_of(last); }));
+  Key last = ~Key{0};
+  for (const Block& block : keys_.all()) {
+    for (const Key key : block) {
+      last = std::min(last, key);
+    }
+  }
+  std::uint64_t selected = 0;
+  for (const Block& block : keys_.all()) {
+    selected += static_cast<std::uint64_t>(
+        std::count_if(block.begin(), block.end(), [last](Key key) { return rank_of(key) == rank_of(last); }));
+  }
   const std::uint64_t left_out = rank_of(last) == rank_of(threshold()) ? ties_ : 0;
   return Cutoff{score_of(last), selected + left_out, selected};
 }
 
-// Makes room for `more` keys, of which those over the capacity will find some by compaction. Doubles, so that a
-// reservoir that stays small costs little.
-void Reservoir::reserve(std::size_t more) {
-  const std::size_t wanted = std::min(capacity_, keys_.size() + more);
-  if (wanted > keys_.capacity()) {
-    keys_.reserve(std::min(capacity_, std::max(wanted, 2 * keys_.capacity())));
-  }
+Buffer<Key> Reservoir::best(std::size_t threads) {
+  trim(threads);
+  Buffer<Key> keys(std::min(k_, keys_.size()));
+  sort_best(keys_.all(), keys.size(), threads, [&](std::size_t offset, std::span<const Key> part) {
+    std::copy(part.begin(), part.end(), keys.begin() + static_cast<std::ptrdiff_t>(offset));
+  });
+  return keys;
 }
 
-void Reservoir::insert(std::span<const Key> keys) {
-  for (const Key key : keys) {
-    if (key >= threshold()) {
-      keys_.push_back(key);
-      if (keys_.size() == capacity_) {
-        compact();
-      }
-    } else if (rank_of(key) == rank_of(threshold())) {
-      ++ties_;
+void Reservoir::make_room(std::size_t count) {
+  while (keys_.room() < count) {
+    keys_.expect(1);
+    if (loan_ != nullptr) {
+      keys_.add(loan_->take());
+    } else {
+      Block block;
+      // No larger than what may come, so that a selection that stays small costs little.
+      block.reserve(std::min(block_keys(k_), std::max(count, 2 * keys_.size())));
+      keys_.add(std::move(block));
     }
   }
 }
@@ -101,20 +144,29 @@ void Reservoir::raise(Key threshold, std::uint64_t ties) noexcept {
   threshold_.store(std::max(threshold, this->threshold()), std::memory_order_relaxed);
 }
 
-// Keeps the best k of more than k keys.
-void Reservoir::compact() noexcept {
+void Reservoir::compact_if_due(std::size_t threads) noexcept {
+  if (keys_.size() < capacity_) {
+    return;
+  }
+  try {
+    trim(threads);
+  } catch (const std::bad_alloc&) {
+    // All is in, and still right; the next call tries again.
+  }
+}
+
+void Reservoir::trim(std::size_t threads) {
+  if (keys_.size() <= k_) {
+    return;
+  }
   if (k_ == 0) {
     keys_.clear();
     return;
   }
-  const auto last = keys_.begin() + static_cast<std::ptrdiff_t>(k_ - 1);
-  std::nth_element(keys_.begin(), last, keys_.end(), std::greater<>());
-  const Key kept = *last;
-  const auto ties = static_cast<std::uint64_t>(
-      std::count_if(last + 1, keys_.end(), [kept](Key key) { return rank_of(key) == rank_of(kept); }));
-  keys_.erase(last + 1, keys_.end());
+  const Key last = keys_.find(k_, threads);
+  const std::uint64_t ties = keys_.drop_below(last, threads);
   // Keys that came by a merge may have been below the threshold: then it stays where it is.
-  raise(kept, ties);
+  raise(last, ties);
 }
 
 }  // namespace lookalike::detail

@@ -10,48 +10,58 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <span>
-#include <vector>
 
 #include "lookalike/topk.h"
+#include "topk/blocks.h"
 #include "topk/key.h"
 
 namespace lookalike::detail {
 
-/// `threshold` and `append` may be called from any thread at once; the rest wants the reservoir for itself.
+/// Keys in a block of a reservoir for k. A push on a thread of its own holds at least a block, so it is a small share
+/// of the reservoir, up to a huge page.
+[[nodiscard]] std::size_t block_keys(std::size_t k) noexcept;
+
+/// `threshold` may be called from any thread at any time; the rest wants the reservoir for itself. `threads` is how
+/// many a compaction may use.
 class Reservoir {
  public:
-  /// `threshold`: a key that k keys known elsewhere reach.
-  Reservoir(std::size_t k, Key threshold);
+  /// `threshold`: a key that k keys known elsewhere reach. Blocks come from `loan`, or from the heap if it is null.
+  Reservoir(std::size_t k, Key threshold, BlockPool::Loan* loan = nullptr);
 
   [[nodiscard]] Key threshold() const noexcept { return threshold_.load(std::memory_order_relaxed); }
 
+  /// Whether k keys at or above the threshold are in here, whatever it was at the start.
+  [[nodiscard]] bool full() const noexcept { return keys_.size() >= k_; }
+
   /// Takes `keys`. `ties` keys with exactly the score of `seen`, a threshold read earlier, were turned away by it.
-  void append(std::span<const Key> keys, Key seen, std::uint64_t ties);
+  /// Strong guarantee.
+  void append(std::span<const Key> keys, Key seen, std::uint64_t ties, std::size_t threads);
 
   /// Takes all that `other` holds; strong guarantee.
-  void merge(const Reservoir& other);
-  void merge(Reservoir&& other);
+  void merge(const Reservoir& other, std::size_t threads);
+  void merge(Reservoir&& other, std::size_t threads);
 
-  /// The best k, discarding the rest.
-  [[nodiscard]] Selection select(bool sorted);
-  [[nodiscard]] std::optional<Cutoff> cutoff();
+  /// The best k; more may come in afterwards.
+  [[nodiscard]] Selection select(bool sorted, std::size_t threads);
+  [[nodiscard]] std::optional<Cutoff> cutoff(std::size_t threads);
+  /// The keys of the best k, best first.
+  [[nodiscard]] Buffer<Key> best(std::size_t threads);
 
  private:
-  void reserve(std::size_t more);
-  void insert(std::span<const Key> keys);
+  void make_room(std::size_t count);
   void raise(Key threshold, std::uint64_t ties) noexcept;
-  void compact() noexcept;
+  void compact_if_due(std::size_t threads) noexcept;
+  void trim(std::size_t threads);  // to the best k
 
   std::size_t k_;
   std::size_t capacity_;
-  std::mutex mutex_;
-  // Written under the mutex; read without it, where a stale value only lets too much in.
+  BlockPool::Loan* loan_;
+  // Read without a lock, where a stale value only lets too much in.
   std::atomic<Key> threshold_;
   std::uint64_t ties_ = 0;
-  std::vector<Key> keys_;
+  Blocks keys_;
 };
 
 }  // namespace lookalike::detail

@@ -18,9 +18,9 @@ struct Scan {
   const std::uint8_t* skip;  // bitmap from row 0 on that covers the rows, or null
   Key threshold;             // keys below it are turned away
   Key* keys;                 // where those let in go
-  std::size_t capacity;      // of `keys`, at least kBlock
+  std::size_t capacity;      // of `keys`, at least 10 kBlock
 
-  // Advanced by the kernel, which stops at the end or when `keys` might overflow.
+  // Advanced by the kernel, which stops at the end or when `keys` might overflow; some past num_keys are overwritten.
   std::size_t position = 0;  // scores done
   std::size_t num_keys = 0;
   std::uint64_t ties = 0;  // turned away with exactly the threshold's score
@@ -33,6 +33,8 @@ void scan_scalar(Scan& scan) noexcept;
 #if defined(__x86_64__)
 void scan_avx2(Scan& scan) noexcept;
 void scan_avx512(Scan& scan) noexcept;
+#elif defined(__aarch64__)
+void scan_neon(Scan& scan) noexcept;
 #endif
 
 }  // namespace lookalike::detail

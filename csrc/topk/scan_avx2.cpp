@@ -15,27 +15,41 @@ struct Avx2 {
     return std::uint64_t{mask} << (part * kLanes);
   }
 
-  static std::uint64_t not_below(const float* scores, float bound) noexcept {
+  static constexpr std::size_t kParts = kBlock / kLanes;
+
+  // As in scan_avx512.cpp, with two chains of operations so that their latency does not count.
+  static bool any_not_below(const float* scores, float bound) noexcept {
+    __m256 most[2] = {_mm256_loadu_ps(scores), _mm256_loadu_ps(scores + kLanes)};
+    __m256 sum[2] = {most[0], most[1]};
+    for (std::size_t part = 2; part < kParts; ++part) {
+      const __m256 values = _mm256_loadu_ps(scores + part * kLanes);
+      most[part % 2] = _mm256_max_ps(most[part % 2], values);
+      sum[part % 2] = _mm256_add_ps(sum[part % 2], values);
+    }
+    const __m256 reached = _mm256_cmp_ps(_mm256_max_ps(most[0], most[1]), _mm256_set1_ps(bound), _CMP_NLT_UQ);
+    return _mm256_movemask_ps(_mm256_or_ps(reached, _mm256_cmp_ps(sum[0], sum[1], _CMP_UNORD_Q))) != 0;
+  }
+
+  static std::uint64_t reached(const float* scores, float bound) noexcept {
     const __m256 bounds = _mm256_set1_ps(bound);
-    __m256 compared[kBlock / kLanes];
-    __m256 any = _mm256_setzero_ps();
-    for (std::size_t part = 0; part < kBlock / kLanes; ++part) {
-      compared[part] = _mm256_cmp_ps(_mm256_loadu_ps(scores + part * kLanes), bounds, _CMP_NLT_UQ);
-      any = _mm256_or_ps(any, compared[part]);
-    }
-    if (_mm256_testz_ps(any, any) != 0) {
-      return 0;
-    }
     std::uint64_t mask = 0;
-    for (std::size_t part = 0; part < kBlock / kLanes; ++part) {
-      mask |= bits(compared[part], part);
+    for (std::size_t part = 0; part < kParts; ++part) {
+      mask |= bits(_mm256_cmp_ps(_mm256_loadu_ps(scores + part * kLanes), bounds, _CMP_GE_OQ), part);
     }
     return mask;
   }
 
+  static bool any_nan(const float* scores) noexcept {
+    __m256 sum = _mm256_loadu_ps(scores);
+    for (std::size_t part = 1; part < kParts; ++part) {
+      sum = _mm256_add_ps(sum, _mm256_loadu_ps(scores + part * kLanes));
+    }
+    return _mm256_movemask_ps(_mm256_cmp_ps(sum, sum, _CMP_UNORD_Q)) != 0;
+  }
+
   static std::uint64_t nan(const float* scores) noexcept {
     std::uint64_t mask = 0;
-    for (std::size_t part = 0; part < kBlock / kLanes; ++part) {
+    for (std::size_t part = 0; part < kParts; ++part) {
       const __m256 values = _mm256_loadu_ps(scores + part * kLanes);
       mask |= bits(_mm256_cmp_ps(values, values, _CMP_UNORD_Q), part);
     }
@@ -45,7 +59,7 @@ struct Avx2 {
   static std::uint64_t equal(const float* scores, std::uint32_t wanted) noexcept {
     const __m256i all_wanted = _mm256_set1_epi32(static_cast<int>(wanted));
     std::uint64_t mask = 0;
-    for (std::size_t part = 0; part < kBlock / kLanes; ++part) {
+    for (std::size_t part = 0; part < kParts; ++part) {
       const __m256i values = _mm256_castps_si256(_mm256_loadu_ps(scores + part * kLanes));
       mask |= bits(_mm256_castsi256_ps(_mm256_cmpeq_epi32(values, all_wanted)), part);
     }

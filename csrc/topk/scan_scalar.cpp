@@ -13,13 +13,25 @@ struct Scalar {
     return bits;
   }
 
-  static std::uint64_t not_below(const float* scores, float bound) noexcept {
-    // Counting is what a compiler turns into vector code; building the mask is not.
+  static bool any_not_below(const float* scores, float bound) noexcept {
+    // Counting is what a compiler turns into vector code.
     std::uint32_t below = 0;
     for (std::size_t i = 0; i < kBlock; ++i) {
       below += scores[i] < bound ? 1U : 0U;
     }
-    return below == kBlock ? 0 : mask(scores, [bound](float score) { return !(score < bound); });
+    return below != kBlock;
+  }
+
+  static std::uint64_t reached(const float* scores, float bound) noexcept {
+    return mask(scores, [bound](float score) { return score >= bound; });
+  }
+
+  static bool any_nan(const float* scores) noexcept {
+    std::uint32_t nans = 0;
+    for (std::size_t i = 0; i < kBlock; ++i) {
+      nans += __builtin_isnan(scores[i]) != 0 ? 1U : 0U;
+    }
+    return nans != 0;
   }
 
   static std::uint64_t nan(const float* scores) noexcept {

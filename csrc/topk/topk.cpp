@@ -3,22 +3,26 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <string>
 
-#include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "lookalike/error.h"
+#include "topk/guess.h"
+#include "topk/partial.h"
 #include "topk/reservoir.h"
-#include "topk/scan.h"
+#include "topk/sample.h"
+#include "topk/scans.h"
 
 namespace lookalike {
 
+using detail::BlockPool;
 using detail::Key;
 using detail::Reservoir;
+using detail::Sample;
 using detail::Scan;
 
 namespace {
@@ -34,33 +38,50 @@ constexpr std::size_t kMinScoresPerThread = std::size_t{1} << 20;
 // 16 KiB of stack; the reservoir's lock is taken once for as many keys.
 constexpr std::size_t kStaged = 2048;
 
-constexpr detail::ScanFunction kScans[] = {
-    detail::scan_scalar,
-#if defined(__x86_64__)
-    detail::scan_avx2,
-    detail::scan_avx512,
-#endif
-};
+// What pushes may hold apart from the selection: half of what it holds itself, and for many threads with a small k.
+constexpr std::size_t kPoolBytes = std::size_t{16} << 20;
 
 bool is_skipped(std::span<const std::uint8_t> skip, std::uint64_t row) {
   return !skip.empty() && ((skip[row >> 3] >> (row & 7)) & 1) != 0;
 }
 
+/// Without the instruction, which not every processor has; a compiler makes vector code of it.
+constexpr std::uint64_t count_bits(std::uint64_t word) {
+  word -= (word >> 1) & 0x5555555555555555U;
+  word = (word & 0x3333333333333333U) + ((word >> 2) & 0x3333333333333333U);
+  word = (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0FU;
+  word += word >> 8;
+  word += word >> 16;
+  word += word >> 32;
+  return word & 0x7F;
+}
+
+/// How many of the rows first .. last - 1 are in the bitmap.
 std::uint64_t count_skipped(std::span<const std::uint8_t> skip, std::uint64_t first, std::uint64_t last) {
+  std::uint64_t count = 0;
   if (skip.empty()) {
     return 0;
   }
-  std::uint64_t count = 0;
   for (; first < last && first % 8 != 0; ++first) {
     count += is_skipped(skip, first) ? 1 : 0;
   }
-  for (; first + 8 <= last; first += 8) {
-    count += static_cast<std::uint64_t>(std::popcount(skip[first >> 3]));
+  const std::uint8_t* bytes = skip.data() + (first >> 3);
+  const std::size_t words = (last - first) / 64;
+  for (std::size_t i = 0; i < words; ++i) {
+    std::uint64_t word;
+    std::memcpy(&word, bytes + 8 * i, sizeof word);
+    count += count_bits(word);
   }
-  for (; first < last; ++first) {
+  for (first += 64 * words; first < last; ++first) {
     count += is_skipped(skip, first) ? 1 : 0;
   }
   return count;
+}
+
+void check_threads(unsigned threads) {
+  if (threads == 0) {
+    throw InvalidInput("threads", "threads must be at least 1");
+  }
 }
 
 struct Counts {
@@ -69,48 +90,36 @@ struct Counts {
   std::uint64_t nans = 0;
 };
 
-/// Puts what may enter of one slice into `reservoir`; returns the number of NaN in rows not skipped.
-std::uint64_t scan_slice(std::span<const float> scores, std::uint32_t first_row, const std::uint8_t* skip,
-                         detail::ScanFunction scan_function, Reservoir& reservoir) {
-  std::array<Key, kStaged> staged;
-  Scan scan{scores.data(), scores.size(), first_row, skip, reservoir.threshold(), staged.data(), staged.size()};
-  for (;;) {
-    scan_function(scan);
-    if (scan.num_keys > 0 || scan.ties > 0) {
-      reservoir.append({staged.data(), scan.num_keys}, scan.threshold, scan.ties);
-    }
-    if (scan.position == scan.size) {
-      return scan.nans;
-    }
-    scan.num_keys = 0;
-    scan.ties = 0;
-    scan.threshold = reservoir.threshold();
-  }
-}
-
 }  // namespace
 
 struct TopK::State {
-  State(std::uint64_t k_, const TopKOptions& options_)
-      : k(k_),
-        options(options_),
-        reservoir(static_cast<std::size_t>(std::min(k_, options_.num_rows)), detail::kBelowAll) {}
+  class Push;
 
+  State(std::uint64_t k_, const TopKOptions& options_, Key threshold)
+      : k(k_),
+        capped_k(static_cast<std::size_t>(std::min(k_, options_.num_rows))),
+        options(options_),
+        pool(detail::block_keys(capped_k), capped_k * sizeof(Key) + kPoolBytes),
+        reservoir(capped_k, threshold),
+        sample(options_.num_rows, options_.distribution) {}
+
+  [[nodiscard]] const std::uint8_t* skip() const { return options.skip.empty() ? nullptr : options.skip.data(); }
   void check_push(std::uint64_t first_row, std::uint64_t count, const PushOptions& push) const;
   void check_room(std::uint64_t more) const;
   [[noreturn]] void refuse_nan(std::span<const float> scores, std::uint64_t first_row) const;
 
   const std::uint64_t k;
+  const std::size_t capped_k;  // no more than there can be rows
   const TopKOptions options;
+  BlockPool pool;
   mutable std::mutex mutex;
   Reservoir reservoir;
   Counts counts;
+  Sample sample;  // without the mutex
 };
 
 void TopK::State::check_push(std::uint64_t first_row, std::uint64_t count, const PushOptions& push) const {
-  if (push.threads == 0) {
-    throw InvalidInput("threads", "threads must be at least 1");
-  }
+  check_threads(push.threads);
   const std::uint64_t limit = options.num_rows;
   if (first_row > limit || count > limit - first_row) {
     throw InvalidInput("first_row", std::to_string(count) + " scores from row " + std::to_string(first_row) +
@@ -151,48 +160,160 @@ TopK::TopK(std::uint64_t k, const TopKOptions& options) {
                                        std::to_string(kMaxRows) + " a selection can hold: split the pool");
   }
   const bool known = options.num_rows != kMaxRows;
+  if (options.distribution && !known) {
+    throw InvalidInput("num_rows", "a distribution wants the number of rows: it says how many scores to keep");
+  }
   if (known && !options.skip.empty() && options.skip.size() < (options.num_rows + 7) / 8) {
     throw InvalidInput("skip", "the skip bitmap has " + std::to_string(options.skip.size()) + " bytes and " +
                                    std::to_string(options.num_rows) + " rows need " +
                                    std::to_string((options.num_rows + 7) / 8));
   }
-  state_ = std::make_unique<State>(k, options);
+  state_ = std::make_unique<State>(k, options, detail::kBelowAll);
 }
 
 TopK::~TopK() = default;
 TopK::TopK(TopK&&) noexcept = default;
 TopK& TopK::operator=(TopK&&) noexcept = default;
 
-// The push works on a reservoir of its own and hands it over at the end: so that NaN, found as the scores are read
-// once, or an abandoned push, leaves no trace.
-void TopK::push(std::span<const float> scores, std::uint64_t first_row, const PushOptions& options) {
-  State& state = *state_;
-  state.check_push(first_row, scores.size(), options);
-  Reservoir staged(static_cast<std::size_t>(std::min(state.k, state.options.num_rows)), state.reservoir.threshold());
-  const std::uint8_t* skip = state.options.skip.empty() ? nullptr : state.options.skip.data();
-  const auto scan = detail::choose(kScans);
-  std::atomic<std::uint64_t> nans{0};
+/// One push. It collects in a reservoir of its own, which is handed over at the end: so that NaN, found as the scores
+/// are read once, or an abandoned push, leaves no trace.
+class TopK::State::Push {
+ public:
+  Push(State& state, std::span<const float> scores, std::uint64_t first_row, const PushOptions& options)
+      : state_(state),
+        scores_(scores),
+        first_row_(first_row),
+        options_(options),
+        threads_(std::min<std::size_t>(options.threads, 1 + scores.size() / kMinScoresPerThread)),
+        scan_(detail::choose(detail::kScans)),
+        loan_(state.pool) {}
 
-  const std::size_t slices = (scores.size() + kSlice - 1) / kSlice;
-  const std::size_t threads = std::min<std::size_t>(options.threads, 1 + scores.size() / kMinScoresPerThread);
-  const auto scan_one = [&](std::size_t slice) {
-    const std::size_t begin = slice * kSlice;
-    const auto part = scores.subspan(begin, std::min(kSlice, scores.size() - begin));
-    nans += scan_slice(part, static_cast<std::uint32_t>(first_row + begin), skip, scan, staged);
-    return nans == 0 || state.options.nan == NanPolicy::kSkip;
-  };
-  detail::parallel_for(slices, threads, scan_one, options.poll);
-  if (nans != 0 && state.options.nan == NanPolicy::kRaise) {
-    state.refuse_nan(scores, first_row);
+  ~Push() {
+    if (!done_) {
+      state_.sample.forget(first_row_, scores_.size());
+    }
+  }
+  Push(const Push&) = delete;
+  Push& operator=(const Push&) = delete;
+
+  void run() {
+    if (scores_.size() <= kSlice) {
+      run_small();
+      return;
+    }
+    const Key known = state_.reservoir.threshold();
+    const Key guess =
+        detail::guess_threshold(scores_, static_cast<std::uint32_t>(first_row_), state_.skip(), state_.capped_k, known);
+    if (!collect(guess)) {
+      collect(known);
+    }
   }
 
-  const std::uint64_t skipped = count_skipped(state.options.skip, first_row, first_row + scores.size());
-  const std::lock_guard lock(state.mutex);
-  state.check_room(scores.size());
-  state.reservoir.merge(std::move(staged));
-  state.counts.seen += scores.size();
-  state.counts.skipped += skipped;
-  state.counts.nans += nans;
+ private:
+  /// A push that is over before others would notice: what enters mostly fits on the stack.
+  void run_small() {
+    std::array<Key, kStaged> staged;
+    Scan scan = scan_of(scores_, first_row_, staged, state_.reservoir.threshold());
+    scan_(scan);
+    if (scan.position == scores_.size()) {
+      account(scores_, first_row_, scan.nans);
+      commit([&] {
+        if (scan.num_keys > 0 || scan.ties > 0) {
+          state_.reservoir.append({staged.data(), scan.num_keys}, scan.threshold, scan.ties, threads_);
+        }
+      });
+      return;
+    }
+    Reservoir reservoir(state_.capped_k, scan.threshold, &loan_);
+    std::mutex mutex;
+    drain(scan, reservoir, mutex);
+    account(scores_, first_row_, scan.nans);
+    commit([&] { state_.reservoir.merge(std::move(reservoir), threads_); });
+  }
+
+  /// Collects what reaches the threshold. False, and nothing is done, if that is less than k and the threshold was only
+  /// guessed.
+  bool collect(Key threshold) {
+    Reservoir reservoir(state_.capped_k, threshold, &loan_);
+    std::mutex mutex;
+    skipped_ = nans_ = 0;
+    const auto collect_slice = [&](std::size_t slice) {
+      const std::size_t begin = slice * kSlice;
+      const auto part = scores_.subspan(begin, std::min(kSlice, scores_.size() - begin));
+      std::array<Key, kStaged> staged;
+      Scan scan = scan_of(part, first_row_ + begin, staged, reservoir.threshold());
+      scan_(scan);
+      drain(scan, reservoir, mutex);
+      account(part, first_row_ + begin, scan.nans);
+      return nans_ == 0 || state_.options.nan == NanPolicy::kSkip;
+    };
+    detail::parallel_for((scores_.size() + kSlice - 1) / kSlice, threads_, collect_slice, options_.poll);
+    const bool guessed = threshold > state_.reservoir.threshold();
+    if (guessed && !reservoir.full() && (nans_ == 0 || state_.options.nan == NanPolicy::kSkip)) {
+      return false;
+    }
+    commit([&] { state_.reservoir.merge(std::move(reservoir), threads_); });
+    return true;
+  }
+
+  /// Hands over what the scan has found, and scans on to the end.
+  void drain(Scan& scan, Reservoir& reservoir, std::mutex& mutex) const {
+    for (;;) {
+      if (scan.num_keys > 0 || scan.ties > 0) {
+        const std::lock_guard lock(mutex);
+        reservoir.append({scan.keys, scan.num_keys}, scan.threshold, scan.ties, threads_);
+      }
+      if (scan.position == scan.size) {
+        return;
+      }
+      scan.num_keys = 0;
+      scan.ties = 0;
+      scan.threshold = reservoir.threshold();
+      scan_(scan);
+    }
+  }
+
+  /// What there is to note of scores that were scanned, while they are in the cache.
+  void account(std::span<const float> scores, std::uint64_t first_row, std::uint64_t nans) {
+    state_.sample.record(scores, first_row, state_.skip());
+    skipped_ += count_skipped(state_.options.skip, first_row, first_row + scores.size());
+    nans_ += nans;
+  }
+
+  Scan scan_of(std::span<const float> scores, std::uint64_t first_row, std::span<Key> staged, Key threshold) const {
+    return {scores.data(), scores.size(), static_cast<std::uint32_t>(first_row), state_.skip(), threshold,
+            staged.data(), staged.size()};
+  }
+
+  template <class HandOver>
+  void commit(HandOver hand_over) {
+    if (nans_ > 0 && state_.options.nan == NanPolicy::kRaise) {
+      state_.refuse_nan(scores_, first_row_);
+    }
+    const std::lock_guard lock(state_.mutex);
+    state_.check_room(scores_.size());
+    hand_over();
+    state_.counts.seen += scores_.size();
+    state_.counts.skipped += skipped_;
+    state_.counts.nans += nans_;
+    done_ = true;
+  }
+
+  State& state_;
+  std::span<const float> scores_;
+  std::uint64_t first_row_;
+  const PushOptions& options_;
+  std::size_t threads_;
+  detail::ScanFunction scan_;
+  BlockPool::Loan loan_;
+  std::atomic<std::uint64_t> skipped_{0};
+  std::atomic<std::uint64_t> nans_{0};
+  bool done_ = false;
+};
+
+void TopK::push(std::span<const float> scores, std::uint64_t first_row, const PushOptions& options) {
+  state_->check_push(first_row, scores.size(), options);
+  State::Push(*state_, scores, first_row, options).run();
 }
 
 void TopK::merge(const TopK& other) {
@@ -205,22 +326,84 @@ void TopK::merge(const TopK& other) {
     throw InvalidInput("other", "its k is " + std::to_string(source.k) + " and not " + std::to_string(state.k) +
                                     ": merge selections of the same k");
   }
+  if (state.sample.stride() != source.sample.stride() ||
+      (state.sample.wanted() && state.options.num_rows != source.options.num_rows)) {
+    throw InvalidInput("other",
+                       "one selection keeps a distribution that the other does not: give both the same options");
+  }
   const std::scoped_lock lock(state.mutex, source.mutex);
   state.check_room(source.counts.seen);
-  state.reservoir.merge(source.reservoir);
+  state.reservoir.merge(source.reservoir, 1);
+  state.sample.merge(source.sample);
   state.counts.seen += source.counts.seen;
   state.counts.skipped += source.counts.skipped;
   state.counts.nans += source.counts.nans;
 }
 
-Selection TopK::finish(bool sorted) {
+Selection TopK::finish(bool sorted, unsigned threads) {
+  check_threads(threads);
   const std::lock_guard lock(state_->mutex);
-  return state_->reservoir.select(sorted);
+  return state_->reservoir.select(sorted, threads);
 }
 
 std::optional<Cutoff> TopK::cutoff() {
   const std::lock_guard lock(state_->mutex);
-  return state_->reservoir.cutoff();
+  return state_->reservoir.cutoff(1);
+}
+
+Distribution TopK::distribution() const {
+  if (!state_->sample.wanted()) {
+    throw InvalidInput("distribution", "no distribution is kept: ask for it by the option when the selection is made");
+  }
+  const std::lock_guard lock(state_->mutex);
+  const Counts& counts = state_->counts;
+  return {state_->sample.sorted(), counts.seen - counts.skipped - counts.nans};
+}
+
+std::vector<std::byte> TopK::save() {
+  const std::lock_guard lock(state_->mutex);
+  const Buffer<Key> keys = state_->reservoir.best(1);
+  const auto cutoff = state_->reservoir.cutoff(1);
+  const Buffer<std::uint32_t> sample = state_->sample.ranks();
+  const Counts& counts = state_->counts;
+  return detail::encode({
+      .k = state_->k,
+      .num_rows = state_->options.num_rows,
+      .rows_seen = counts.seen,
+      .rows_skipped = counts.skipped,
+      .nans = counts.nans,
+      .tied_out = cutoff ? cutoff->tied - cutoff->selected : 0,
+      .keys = keys,
+      .stride = state_->sample.stride(),
+      .sample = sample,
+  });
+}
+
+TopK TopK::load(std::span<const std::byte> partial, const TopKOptions& options) {
+  const detail::Partial saved = detail::decode(partial);
+  if (options.num_rows != saved.num_rows) {
+    throw InvalidInput("num_rows", "the partial is of " + std::to_string(saved.num_rows) + " rows and not " +
+                                       std::to_string(options.num_rows) +
+                                       ": load it with the options it was made with");
+  }
+  if (options.distribution != (saved.stride != 0)) {
+    throw InvalidInput("distribution", std::string("the partial ") + (saved.stride != 0 ? "keeps a" : "keeps no") +
+                                           " distribution: load it with the options it was made with");
+  }
+  if (saved.stride != 0 && saved.stride != Sample::stride_for(saved.num_rows)) {
+    throw DataCorrupted("partial", "its distribution keeps one score of " + std::to_string(saved.stride) +
+                                       " rows and not of " + std::to_string(Sample::stride_for(saved.num_rows)) +
+                                       ": save it anew");
+  }
+  TopK top(saved.k, options);
+  const bool full = saved.k > 0 && saved.keys.size() == saved.k;
+  const Key threshold = full ? saved.keys.back() : detail::kBelowAll;
+  top.state_ = std::make_unique<State>(saved.k, options, threshold);
+  State& state = *top.state_;
+  state.reservoir.append(saved.keys, threshold, saved.tied_out, 1);
+  state.counts = {saved.rows_seen, saved.rows_skipped, saved.nans};
+  state.sample.restore(saved.sample);
+  return top;
 }
 
 std::uint64_t TopK::k() const noexcept { return state_->k; }

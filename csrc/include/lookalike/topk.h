@@ -15,12 +15,15 @@
 // stays behind.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <vector>
+
+#include "lookalike/buffer.h"
 
 namespace lookalike {
 
@@ -39,21 +42,24 @@ struct TopKOptions {
   std::span<const std::uint8_t> skip = {};
 
   NanPolicy nan = NanPolicy::kRaise;
+
+  /// Keep what distribution() needs: 4 bytes for each of up to 2^23 rows, allocated at once. Wants num_rows.
+  bool distribution = false;
 };
 
 struct PushOptions {
   /// Threads that share the push, the caller's among them; at least 1. A push too small to gain by it uses fewer.
   unsigned threads = 1;
 
-  /// Called on the caller's thread about every 50 ms. It may throw to abandon the push: nothing of it is kept, and the
+  /// Called on the caller's thread at the start and about every 50 ms. It may throw to abandon the push: nothing of it is kept, and the
   /// exception is rethrown.
   std::function<void()> poll = {};
 };
 
 /// The selection: rows[i] has scores[i]. min(k, eligible rows) of them.
 struct Selection {
-  std::vector<std::uint32_t> rows;
-  std::vector<float> scores;
+  Buffer<std::uint32_t> rows;
+  Buffer<float> scores;
 };
 
 /// Where the selection ends.
@@ -61,6 +67,17 @@ struct Cutoff {
   float score;             // of the last row selected
   std::uint64_t tied;      // rows with exactly this score among all that were pushed and not skipped
   std::uint64_t selected;  // of these, in the selection: the lowest rows
+};
+
+/// How all scores are spread: those of one row in each stretch of ceil(num_rows / 2^23), chosen by a hash of its
+/// number. So it is the same for every way of pushing, and of all rows where there are no more than 2^23.
+struct Distribution {
+  Buffer<float> scores;          // best first
+  std::uint64_t population = 0;  // rows they stand for: pushed, not skipped, not NaN
+
+  /// About the score of the rank-th best row (1 is the best); its true rank is within 0.1% of the population, but for
+  /// one chance in a million. Throws InvalidInput: rank is not in 1 .. population.
+  [[nodiscard]] float score_at(std::uint64_t rank) const;
 };
 
 /// Any member but the destructor and the move operations may be called from any number of threads at once. A failed
@@ -85,11 +102,23 @@ class TopK {
   void merge(const TopK& other);
 
   /// The selection so far; more may be pushed afterwards. `sorted`: best first; otherwise in no order that means
-  /// anything. Sorting is done on the calling thread.
-  [[nodiscard]] Selection finish(bool sorted = true);
+  /// anything. Throws InvalidInput: threads = 0.
+  [[nodiscard]] Selection finish(bool sorted = true, unsigned threads = 1);
 
   /// Exact, like the selection; empty if nothing is selected. Costs one pass over the keys kept.
   [[nodiscard]] std::optional<Cutoff> cutoff();
+
+  /// Of what was pushed so far. Throws InvalidInput without TopKOptions::distribution.
+  [[nodiscard]] Distribution distribution() const;
+
+  /// All that is known, as bytes that load takes in any process, on any machine: for what is to be merged elsewhere or
+  /// gone on with later. The skip bitmap is not in it. The same rows give the same bytes, however they were pushed.
+  [[nodiscard]] std::vector<std::byte> save();
+
+  /// A TopK as it was when saved. `options` as for the constructor; num_rows and distribution must be those of the
+  /// saved one. Throws DataCorrupted: truncated, changed, foreign, or of a version this library does not know;
+  /// InvalidInput: other options.
+  [[nodiscard]] static TopK load(std::span<const std::byte> partial, const TopKOptions& options = {});
 
   [[nodiscard]] std::uint64_t k() const noexcept;
   /// Rows pushed: selected or not, skipped and NaN included.
