@@ -194,27 +194,64 @@ Key Blocks::find(std::size_t rank, std::size_t threads) const {
 }
 
 std::uint64_t Blocks::drop_below(Key bound, std::size_t threads) {
+  const Split split = split_at(bound, threads);
+  keep(split);
+  return split.ties;
+}
+
+// A bound that a sample puts a little below the count-th key does, if the count is right: one pass, where finding the
+// very key takes two.
+Blocks::Dropped Blocks::drop_worst(std::size_t count, std::size_t threads) {
+  if (size_ > kFew) {
+    const std::vector<Key> some = sample(blocks_, size_);
+    const auto share = static_cast<double>(some.size()) / static_cast<double>(size_);
+    const double margin = kDeviations * std::sqrt(static_cast<double>(some.size())) / 2 + 1;
+    const auto place = static_cast<std::size_t>(static_cast<double>(count) * share + margin);
+    if (place < some.size()) {
+      const Split split = split_at(some[place], threads);
+      if (split.size >= count) {
+        keep(split);
+        return {some[place], split.ties};
+      }
+    }
+  }
+  const Key bound = find(count, threads);
+  return {bound, drop_below(bound, threads)};
+}
+
+Blocks::Split Blocks::split_at(Key bound, std::size_t threads) {
   const Key first_tied = Key{rank_of(bound)} << 32;
+  Split split{std::vector<std::size_t>(blocks_.size()), 0, 0};
   std::atomic<std::size_t> size{0};
   std::atomic<std::uint64_t> ties{0};
-  const auto drop_from = [&](std::size_t i) {
+  const auto split_block = [&](std::size_t i) {
     Block& block = blocks_[i];
     std::size_t kept = 0;
     std::size_t as_good = 0;
-    for (const Key key : block) {
-      block[kept] = key;
-      kept += key >= bound ? 1 : 0;
-      as_good += key >= first_tied ? 1 : 0;
+    for (Key& key : block) {  // without a branch, which would be as good as random
+      const Key value = key;
+      key = block[kept];
+      block[kept] = value;
+      kept += value >= bound ? 1 : 0;
+      as_good += value >= first_tied ? 1 : 0;
     }
-    block.resize(kept);
+    split.kept[i] = kept;
     size += kept;
     ties += as_good - kept;
     return true;
   };
-  parallel_for(blocks_.size(), threads, drop_from, {});
-  size_ = size;
+  parallel_for(blocks_.size(), threads, split_block, {});
+  split.size = size;
+  split.ties = ties;
+  return split;
+}
+
+void Blocks::keep(const Split& split) noexcept {
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    blocks_[i].resize(split.kept[i]);
+  }
+  size_ = split.size;
   first_with_room_ = 0;
-  return ties;
 }
 
 }  // namespace lookalike::detail

@@ -73,7 +73,23 @@ class Blocks {
   /// Drops the keys below `bound`. Returns how many of them have its score.
   std::uint64_t drop_below(Key bound, std::size_t threads);
 
+  struct Dropped {
+    Key bound;           // every key from here on is kept
+    std::uint64_t ties;  // keys dropped that have its score
+  };
+  /// Drops all but somewhat more than the best `count`, 1 <= count <= size().
+  Dropped drop_worst(std::size_t count, std::size_t threads);
+
  private:
+  struct Split {
+    std::vector<std::size_t> kept;  // in each block, at its front
+    std::size_t size;               // in all
+    std::uint64_t ties;             // behind them, with the bound's score
+  };
+  /// Moves the keys from `bound` on to the front of their blocks.
+  [[nodiscard]] Split split_at(Key bound, std::size_t threads);
+  void keep(const Split& split) noexcept;
+
   std::vector<Block> blocks_;
   std::size_t size_ = 0;
   std::size_t capacity_ = 0;

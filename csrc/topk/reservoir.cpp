@@ -148,8 +148,13 @@ void Reservoir::compact_if_due(std::size_t threads) noexcept {
   if (keys_.size() < capacity_) {
     return;
   }
+  if (k_ == 0) {
+    keys_.clear();
+    return;
+  }
   try {
-    trim(threads);
+    const Blocks::Dropped dropped = keys_.drop_worst(k_, threads);
+    raise(dropped.bound, dropped.ties);
   } catch (const std::bad_alloc&) {
     // All is in, and still right; the next call tries again.
   }
