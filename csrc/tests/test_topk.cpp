@@ -17,6 +17,7 @@
 #include "lookalike/error.h"
 #include "lookalike/topk.h"
 #include "oracle.h"
+#include "topk/guess.h"
 #include "topk/key.h"
 #include "topk/reservoir.h"
 
@@ -79,6 +80,17 @@ TEST(agrees_with_sorting_for_every_distribution_k_and_chunking) {
   });
 }
 
+TEST(an_empty_push_selects_nothing_wherever_it_points) {
+  const std::vector<float> scores(64, 1.0F);
+  at_every_level([&](const std::string& level) {
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+      TopK top(3);
+      top.push({&scores[i], 0}, 0);
+      CHECK_EQUAL_IN(top.cutoff().has_value(), false, level);
+    }
+  });
+}
+
 TEST(one_score_at_a_time_in_any_order) {
   std::mt19937 random(11);
   for (const std::string& distribution : oracle::distributions()) {
@@ -114,6 +126,122 @@ TEST(merging_is_like_pushing) {
       oracle::check_same(parts[4], expected, scores.size(), distribution + " k=" + std::to_string(k));
     }
   }
+}
+
+TEST(what_is_saved_is_the_same_however_it_was_pushed) {
+  std::mt19937 random(17);
+  for (const std::string& distribution : oracle::distributions()) {
+    const auto scores = oracle::scores(distribution, 40000, random);
+    const auto skip = oracle::skip_bitmap(scores.size(), 10, random);
+    for (const std::size_t k : {0U, 1U, 5000U, 100000U}) {
+      const std::string context = distribution + " k=" + std::to_string(k);
+      const lookalike::TopKOptions options{
+          .num_rows = scores.size(), .skip = skip, .nan = NanPolicy::kSkip, .distribution = true};
+      TopK whole(k, options);
+      whole.push(scores, 0);
+      const auto saved = whole.save();
+
+      TopK one(k, options);
+      TopK two(k, options);
+      for (const auto& [begin, count] : chunks(scores.size(), 777, true, random)) {
+        (random() % 2 == 0 ? one : two).push({scores.data() + begin, count}, begin);
+      }
+      TopK merged = TopK::load(one.save(), options);
+      merged.merge(TopK::load(two.save(), options));
+      CHECK_EQUAL_IN(merged.save() == saved, true, context);
+      oracle::check_same(merged, oracle::select(scores, k, skip), scores.size(), context);
+      CHECK_EQUAL_IN(merged.distribution().scores == whole.distribution().scores, true, context);
+      CHECK_EQUAL_IN(TopK::load(saved, options).save() == saved, true, context);
+    }
+  }
+}
+
+TEST(a_partial_goes_on_as_the_selection_it_was) {
+  std::mt19937 random(18);
+  for (const char* distribution : {"random", "constant", "up", "few"}) {
+    const auto scores = oracle::scores(distribution, 30000, random);
+    TopK first(1000, {.num_rows = scores.size()});
+    first.push({scores.data(), 20000}, 0);
+    TopK second = TopK::load(first.save(), {.num_rows = scores.size()});
+    second.push({scores.data() + 20000, 10000}, 20000);
+    oracle::check_same(second, oracle::select(scores, 1000), scores.size(), distribution);
+  }
+}
+
+TEST(a_partial_is_loaded_with_its_own_options_only) {
+  TopK top(3, {.num_rows = 100, .distribution = true});
+  top.push(std::vector<float>(10, 1.0F), 0);
+  const auto saved = top.save();
+  CHECK_THROWS(InvalidInput, "of 100 rows", (void)TopK::load(saved, {.num_rows = 101, .distribution = true}));
+  CHECK_THROWS(InvalidInput, "keeps a distribution", (void)TopK::load(saved, {.num_rows = 100}));
+  CHECK_THROWS(lookalike::DataCorrupted, "truncated", (void)TopK::load(std::span(saved).first(50), {.num_rows = 100}));
+  TopK other(3, {.num_rows = 100});
+  CHECK_THROWS(InvalidInput, "distribution", other.merge(top));
+  CHECK_THROWS(InvalidInput, "no distribution", (void)other.distribution());
+  CHECK_THROWS(InvalidInput, "number of rows", TopK(3, {.distribution = true}));
+}
+
+TEST(the_distribution_is_of_the_eligible_rows) {
+  const std::vector<float> scores{0.5F, kNan, -0.0F, 3, 1};
+  const std::vector<std::uint8_t> skip{0b01000};
+  TopK top(1, {.num_rows = 5, .skip = skip, .nan = NanPolicy::kSkip, .distribution = true});
+  top.push(scores, 0);
+  const lookalike::Distribution distribution = top.distribution();
+  CHECK((distribution.scores == lookalike::Buffer<float>{1, 0.5F, 0}));
+  CHECK_EQUAL(distribution.population, 3U);
+  CHECK_EQUAL(distribution.score_at(1), 1.0F);
+  CHECK_EQUAL(distribution.score_at(3), 0.0F);
+  CHECK_THROWS(InvalidInput, "no rank 0", (void)(distribution.score_at(0)));
+  CHECK_THROWS(InvalidInput, "no rank 4", (void)(distribution.score_at(4)));
+}
+
+TEST(a_refused_push_leaves_no_trace_in_the_distribution) {
+  std::vector<float> scores(1 << 17, 1.0F);
+  TopK top(3, {.num_rows = scores.size(), .distribution = true});
+  scores.back() = kNan;
+  CHECK_THROWS(InvalidInput, "NaN", top.push(scores, 0));
+  CHECK(top.distribution().scores.empty());
+  scores.back() = 2;
+  top.push(scores, 0);
+  CHECK_EQUAL(top.distribution().scores.size(), scores.size());
+}
+
+TEST(a_large_push_is_right_whatever_is_guessed_of_it) {
+  constexpr std::size_t kSize = (std::size_t{1} << 21) + 77;
+  std::mt19937 random(23);
+  for (const char* distribution : {"random", "constant", "up", "down", "few", "clustered", "nan", "special"}) {
+    const auto scores = oracle::scores(distribution, kSize, random);
+    const auto skip = oracle::skip_bitmap(kSize, 30, random);
+    for (const std::size_t k : {std::size_t{1}, std::size_t{3000}, kSize / 8}) {
+      const auto expected = oracle::select(scores, k, skip);
+      for (const unsigned threads : {1U, 3U}) {
+        TopK top(k, {.num_rows = kSize, .skip = skip, .nan = NanPolicy::kSkip});
+        top.push(scores, 0, {.threads = threads});
+        oracle::check_same(top, expected, kSize, distribution + std::string(" k=") + std::to_string(k));
+      }
+    }
+  }
+}
+
+TEST(a_guess_that_is_too_high_is_noticed) {
+  // High scores just where the guess looks (see guess.cpp), and far too few of them.
+  constexpr std::size_t kSize = std::size_t{1} << 21;
+  std::mt19937 random(29);
+  auto scores = oracle::scores("random", kSize, random);
+  std::uint64_t number = 1;
+  for (int i = 0; i < 1 << 16; ++i) {
+    number = number * 6364136223846793005U + 1442695040888963407U;
+    scores[((number >> 32) * kSize) >> 32] += 100;
+  }
+  constexpr std::size_t kK = 100'000;
+  const lookalike::detail::Key guess =
+      lookalike::detail::guess_threshold(scores, 0, nullptr, kK, lookalike::detail::kBelowAll);
+  CHECK(lookalike::detail::score_of(guess) > 50);
+  const auto expected = oracle::select(scores, kK);
+  TopK top(kK, {.num_rows = kSize, .distribution = true});
+  top.push(scores, 0, {.threads = 2});
+  oracle::check_same(top, expected, kSize, "");
+  CHECK_EQUAL(top.distribution().scores.size(), kSize);
 }
 
 TEST(a_merge_leaves_its_source_as_it_was) {

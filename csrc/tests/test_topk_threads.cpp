@@ -81,6 +81,20 @@ TEST(one_push_on_many_threads) {
   }
 }
 
+TEST(pushes_that_hold_more_than_the_pool_lends_wait_for_each_other) {
+  // Ascending: everything enters. Eight pushes would hold 8 x 8 MiB at once, and the pool lends 20 MiB.
+  constexpr std::size_t kRows = std::size_t{1} << 23;
+  constexpr std::size_t kChunk = kRows / 8;
+  std::vector<float> scores(kRows);
+  for (std::size_t i = 0; i < kRows; ++i) {
+    scores[i] = static_cast<float>(i);
+  }
+  constexpr std::size_t kK = 500'000;
+  TopK top(kK, {.num_rows = kRows});
+  on_threads(8, [&](unsigned i) { top.push({scores.data() + i * kChunk, kChunk}, i * kChunk, {.threads = 2}); });
+  oracle::check_same(top, oracle::select(scores, kK), kRows, "");
+}
+
 TEST(merges_in_both_directions_at_once_do_not_lock_up) {
   std::vector<float> scores(1000, 1.0F);
   TopK one(10);

@@ -151,7 +151,7 @@ void scan_with(Scan& scan) noexcept {
   std::size_t position = scan.position;
   // A short block first, so that the others start on a cache line: loads across two halve the speed of AVX-512.
   const std::size_t past_line = reinterpret_cast<std::uintptr_t>(scan.scores + position) / sizeof(float) % kLine;
-  if (past_line != 0 && has_room(scan)) {
+  if (past_line != 0 && position < scan.size && has_room(scan)) {
     const std::size_t left = scan.size - position;
     const std::size_t count = left < kLine - past_line ? left : kLine - past_line;
     enter_part<Vector>(scan, scan.scores + position, count, row_at(scan, position), bound);

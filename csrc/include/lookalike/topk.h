@@ -9,9 +9,11 @@
 //   * NaN is never selected. NanPolicy says whether a push that holds one is refused or goes on without it.
 //   * A skipped row (a seed, a suppressed or ineligible user) is never selected, and its score is not looked at.
 //
-// Memory: 8 bytes for each of at most max(2 k, k + 4096) keys, allocated as they come; k may exceed the number of rows
-// at no cost. Each push under way holds as much again at most, and never more than 8 bytes a score pushed.
-// Stack: under 20 KiB a thread. Threads: push starts `threads` - 1 of its own and joins them before it returns; none
+// Memory, beyond the scores: at most 48 bytes times k and 64 MiB, for any number of threads, and allocated as needed: k
+// may exceed the number of rows at no cost. Of that the selection itself takes 16 bytes times k; pushes under way 8
+// bytes times k and 16 MiB together, and one of them 16 times k more (others wait for it); finish 16, of which 8 are
+// the result. distribution() takes 96 MiB for the time of the call, save() and load() what the bytes take. Stack: under
+// 32 KiB a thread. Threads: push and finish start `threads` - 1 of their own and join them before they return; none
 // stays behind.
 #pragma once
 
@@ -51,8 +53,8 @@ struct PushOptions {
   /// Threads that share the push, the caller's among them; at least 1. A push too small to gain by it uses fewer.
   unsigned threads = 1;
 
-  /// Called on the caller's thread at the start and about every 50 ms. It may throw to abandon the push: nothing of it is kept, and the
-  /// exception is rethrown.
+  /// Called on the caller's thread at the start and about every 50 ms. It may throw to abandon the push: nothing of it
+  /// is kept, and the exception is rethrown.
   std::function<void()> poll = {};
 };
 
