@@ -229,9 +229,12 @@ TEST(a_guess_that_is_too_high_is_noticed) {
   std::mt19937 random(29);
   auto scores = oracle::scores("random", kSize, random);
   std::uint64_t number = 1;
-  for (int i = 0; i < 1 << 16; ++i) {
+  for (int i = 0; i < 1 << 14; ++i) {
     number = number * 6364136223846793005U + 1442695040888963407U;
-    scores[((number >> 32) * kSize) >> 32] += 100;
+    const std::size_t place = (((number >> 32) * (kSize / 4)) >> 32) * 4;
+    for (std::size_t j = place; j < place + 4; ++j) {
+      scores[j] += scores[j] < 50 ? 100.0F : 0.0F;
+    }
   }
   constexpr std::size_t kK = 100'000;
   const lookalike::detail::Key guess =
@@ -331,10 +334,11 @@ TEST(wrong_arguments) {
   CHECK_THROWS(InvalidInput, "announced by num_rows", TopK(1, {.num_rows = 3}).push(scores, 1));
   CHECK_THROWS(InvalidInput, "bitmap has 1 bytes", TopK(1, {.num_rows = 9, .skip = skip}));
   CHECK_THROWS(InvalidInput, "covers 8 rows", TopK(1, {.skip = skip}).push(scores, 6));
-  TopK twice(1, {.num_rows = 4});
+  TopK twice(1, {.num_rows = 4, .distribution = true});
   twice.push(scores, 0);
   CHECK_THROWS(InvalidInput, "push every row once", twice.push(scores, 0));
   CHECK_EQUAL(twice.rows_seen(), 3U);
+  CHECK_EQUAL(twice.distribution().scores.size(), 3U);
 }
 
 TEST(a_huge_k_costs_nothing) {

@@ -224,51 +224,51 @@ class TopK::State::Push {
       });
       return;
     }
-    Reservoir reservoir(state_.capped_k, scan.threshold, &loan_);
-    std::mutex mutex;
-    drain(scan, reservoir, mutex);
+    Reservoir found(state_.capped_k, scan.threshold, &loan_);
+    std::mutex lock;
+    drain(scan, found, lock);
     account(scores_, first_row_, scan.nans);
-    commit([&] { state_.reservoir.merge(std::move(reservoir), threads_); });
+    commit([&] { state_.reservoir.merge(std::move(found), threads_); });
   }
 
   /// Collects what reaches the threshold. False, and nothing is done, if that is less than k and the threshold was only
   /// guessed.
   bool collect(Key threshold) {
-    Reservoir reservoir(state_.capped_k, threshold, &loan_);
-    std::mutex mutex;
+    Reservoir found(state_.capped_k, threshold, &loan_);
+    std::mutex lock;
     skipped_ = nans_ = 0;
     const auto collect_slice = [&](std::size_t slice) {
       const std::size_t begin = slice * kSlice;
       const auto part = scores_.subspan(begin, std::min(kSlice, scores_.size() - begin));
       std::array<Key, kStaged> staged;
-      Scan scan = scan_of(part, first_row_ + begin, staged, reservoir.threshold());
+      Scan scan = scan_of(part, first_row_ + begin, staged, found.threshold());
       scan_(scan);
-      drain(scan, reservoir, mutex);
+      drain(scan, found, lock);
       account(part, first_row_ + begin, scan.nans);
       return nans_ == 0 || state_.options.nan == NanPolicy::kSkip;
     };
     detail::parallel_for((scores_.size() + kSlice - 1) / kSlice, threads_, collect_slice, options_.poll);
     const bool guessed = threshold > state_.reservoir.threshold();
-    if (guessed && !reservoir.full() && (nans_ == 0 || state_.options.nan == NanPolicy::kSkip)) {
+    if (guessed && !found.full() && (nans_ == 0 || state_.options.nan == NanPolicy::kSkip)) {
       return false;
     }
-    commit([&] { state_.reservoir.merge(std::move(reservoir), threads_); });
+    commit([&] { state_.reservoir.merge(std::move(found), threads_); });
     return true;
   }
 
   /// Hands over what the scan has found, and scans on to the end.
-  void drain(Scan& scan, Reservoir& reservoir, std::mutex& mutex) const {
+  void drain(Scan& scan, Reservoir& found, std::mutex& lock) const {
     for (;;) {
       if (scan.num_keys > 0 || scan.ties > 0) {
-        const std::lock_guard lock(mutex);
-        reservoir.append({scan.keys, scan.num_keys}, scan.threshold, scan.ties, threads_);
+        const std::lock_guard locked(lock);
+        found.append({scan.keys, scan.num_keys}, scan.threshold, scan.ties, threads_);
       }
       if (scan.position == scan.size) {
         return;
       }
       scan.num_keys = 0;
       scan.ties = 0;
-      scan.threshold = reservoir.threshold();
+      scan.threshold = found.threshold();
       scan_(scan);
     }
   }
@@ -313,6 +313,11 @@ class TopK::State::Push {
 
 void TopK::push(std::span<const float> scores, std::uint64_t first_row, const PushOptions& options) {
   state_->check_push(first_row, scores.size(), options);
+  {
+    // Again when all is collected; but what is refused now has not touched the distribution of rows pushed before.
+    const std::lock_guard lock(state_->mutex);
+    state_->check_room(scores.size());
+  }
   State::Push(*state_, scores, first_row, options).run();
 }
 
