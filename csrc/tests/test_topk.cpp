@@ -223,6 +223,21 @@ TEST(a_large_push_is_right_whatever_is_guessed_of_it) {
   }
 }
 
+TEST(a_hostile_order_of_very_many_scores) {
+  // Ascending, so that more enter than a push for a small k puts up with.
+  std::vector<float> scores((std::size_t{1} << 22) + 5);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    scores[i] = static_cast<float>(i / 3);
+  }
+  const auto expected = oracle::select(scores, 100);
+  for (const unsigned threads : {1U, 3U}) {
+    TopK top(100, {.num_rows = scores.size(), .distribution = true});
+    top.push(scores, 0, {.threads = threads});
+    oracle::check_same(top, expected, scores.size(), "");
+    CHECK_EQUAL(top.distribution().scores.size(), scores.size());
+  }
+}
+
 TEST(a_guess_that_is_too_high_is_noticed) {
   // High scores just where the guess looks (see guess.cpp), and far too few of them.
   constexpr std::size_t kSize = std::size_t{1} << 21;

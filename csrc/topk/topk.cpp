@@ -29,8 +29,17 @@ namespace {
 
 constexpr std::uint64_t kMaxRows = std::uint64_t{1} << 32;
 
-// 256 KiB of scores: some 20 us of work, so that threads end together and a poll comes in time.
+// 256 KiB of scores lie in L2 while all is noted of them.
 constexpr std::size_t kSlice = std::size_t{1} << 16;
+
+// Slices that a thread takes at once: 4 MiB, some 100 us. Fewer, and what was prefetched beyond the end costs; more,
+// and a poll waits. But eight times for each thread, so that threads end together.
+constexpr std::size_t kMaxSlices = 16;
+constexpr std::size_t kTurns = 8;
+
+// For so small a k, hardly more keys enter than a guess would cost, unless the order is hostile: then so many do.
+constexpr std::size_t kSmallK = std::size_t{1} << 14;
+constexpr std::size_t kHostile = std::size_t{1} << 20;
 
 // A thread takes some 50 us to start, and reads this many scores in some 300.
 constexpr std::size_t kMinScoresPerThread = std::size_t{1} << 20;
@@ -202,6 +211,9 @@ class TopK::State::Push {
       return;
     }
     const Key known = state_.reservoir.threshold();
+    if (state_.capped_k < kSmallK && collect(known, kHostile)) {
+      return;
+    }
     const Key guess =
         detail::guess_threshold(scores_, static_cast<std::uint32_t>(first_row_), state_.skip(), state_.capped_k, known);
     if (!collect(guess)) {
@@ -231,37 +243,46 @@ class TopK::State::Push {
     commit([&] { state_.reservoir.merge(std::move(found), threads_); });
   }
 
-  /// Collects what reaches the threshold. False, and nothing is done, if that is less than k and the threshold was only
-  /// guessed.
-  bool collect(Key threshold) {
+  /// Collects what reaches the threshold. False, and nothing is done, if more keys than `limit` do, or fewer than k
+  /// where the threshold was only guessed.
+  bool collect(Key threshold, std::size_t limit = std::numeric_limits<std::size_t>::max()) {
     Reservoir found(state_.capped_k, threshold, &loan_);
     std::mutex lock;
-    skipped_ = nans_ = 0;
-    const auto collect_slice = [&](std::size_t slice) {
-      const std::size_t begin = slice * kSlice;
-      const auto part = scores_.subspan(begin, std::min(kSlice, scores_.size() - begin));
-      std::array<Key, kStaged> staged;
-      Scan scan = scan_of(part, first_row_ + begin, staged, found.threshold());
-      scan_(scan);
-      drain(scan, found, lock);
-      account(part, first_row_ + begin, scan.nans);
-      return nans_ == 0 || state_.options.nan == NanPolicy::kSkip;
+    skipped_ = nans_ = entered_ = 0;
+    const std::size_t slices = (scores_.size() + kSlice - 1) / kSlice;
+    const std::size_t at_once = std::clamp<std::size_t>(slices / (threads_ * kTurns), 1, kMaxSlices);
+    const auto collect_some = [&](std::size_t task) {
+      const std::size_t end = std::min((task + 1) * at_once * kSlice, scores_.size());
+      for (std::size_t begin = task * at_once * kSlice; begin < end; begin += kSlice) {
+        collect_slice(begin, std::min(kSlice, end - begin), found, lock);
+      }
+      return entered_ <= limit && !refused();
     };
-    detail::parallel_for((scores_.size() + kSlice - 1) / kSlice, threads_, collect_slice, options_.poll);
+    detail::parallel_for((slices + at_once - 1) / at_once, threads_, collect_some, options_.poll);
     const bool guessed = threshold > state_.reservoir.threshold();
-    if (guessed && !found.full() && (nans_ == 0 || state_.options.nan == NanPolicy::kSkip)) {
+    if (!refused() && (entered_ > limit || (guessed && !found.full()))) {
       return false;
     }
     commit([&] { state_.reservoir.merge(std::move(found), threads_); });
     return true;
   }
 
+  void collect_slice(std::size_t begin, std::size_t count, Reservoir& found, std::mutex& lock) {
+    std::array<Key, kStaged> staged;
+    const auto part = scores_.subspan(begin, count);
+    Scan scan = scan_of(part, first_row_ + begin, staged, found.threshold());
+    scan_(scan);
+    drain(scan, found, lock);
+    account(part, first_row_ + begin, scan.nans);
+  }
+
   /// Hands over what the scan has found, and scans on to the end.
-  void drain(Scan& scan, Reservoir& found, std::mutex& lock) const {
+  void drain(Scan& scan, Reservoir& found, std::mutex& lock) {
     for (;;) {
       if (scan.num_keys > 0 || scan.ties > 0) {
         const std::lock_guard locked(lock);
         found.append({scan.keys, scan.num_keys}, scan.threshold, scan.ties, threads_);
+        entered_ += scan.num_keys;
       }
       if (scan.position == scan.size) {
         return;
@@ -285,9 +306,11 @@ class TopK::State::Push {
             staged.data(), staged.size()};
   }
 
+  [[nodiscard]] bool refused() const { return nans_ > 0 && state_.options.nan == NanPolicy::kRaise; }
+
   template <class HandOver>
   void commit(HandOver hand_over) {
-    if (nans_ > 0 && state_.options.nan == NanPolicy::kRaise) {
+    if (refused()) {
       state_.refuse_nan(scores_, first_row_);
     }
     const std::lock_guard lock(state_.mutex);
@@ -308,6 +331,7 @@ class TopK::State::Push {
   BlockPool::Loan loan_;
   std::atomic<std::uint64_t> skipped_{0};
   std::atomic<std::uint64_t> nans_{0};
+  std::atomic<std::size_t> entered_{0};
   bool done_ = false;
 };
 
