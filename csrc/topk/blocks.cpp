@@ -88,10 +88,9 @@ BlockPool::BlockPool(std::size_t block_keys, std::size_t bytes)
 
 Block BlockPool::Loan::take() {
   std::unique_lock lock(pool_.mutex_);
-  if (pool_.lent_ >= pool_.limit_ && !beyond_.owns_lock()) {
-    lock.unlock();
-    beyond_ = std::unique_lock(pool_.beyond_);
-    lock.lock();
+  pool_.changed_.wait(lock, [this] { return beyond_ || pool_.lent_ < pool_.limit_ || !pool_.one_beyond_; });
+  if (pool_.lent_ >= pool_.limit_ && !beyond_) {
+    beyond_ = pool_.one_beyond_ = true;
   }
   Block block;
   if (!pool_.free_.empty()) {
@@ -117,13 +116,17 @@ void BlockPool::Loan::give_back(Block&& block) noexcept {
       // Then it is freed.
     }
   }
+  pool_.changed_.notify_all();
 }
 
 BlockPool::Loan::~Loan() {
-  if (taken_ > 0) {
-    const std::lock_guard lock(pool_.mutex_);
-    pool_.lent_ -= taken_;
+  if (taken_ == 0 && !beyond_) {
+    return;
   }
+  const std::lock_guard lock(pool_.mutex_);
+  pool_.lent_ -= taken_;
+  pool_.one_beyond_ = pool_.one_beyond_ && !beyond_;
+  pool_.changed_.notify_all();
 }
 
 std::size_t Blocks::fill(std::span<const Key> keys) noexcept {

@@ -1,6 +1,7 @@
 // Keys in blocks of one size: they grow without moving, shrink in place, and can be worked on by several threads.
 #pragma once
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -38,7 +39,7 @@ class BlockPool {
    private:
     BlockPool& pool_;
     std::size_t taken_ = 0;
-    std::unique_lock<std::mutex> beyond_;
+    bool beyond_ = false;  // this is the one
   };
 
  private:
@@ -47,7 +48,8 @@ class BlockPool {
   std::mutex mutex_;
   std::size_t lent_ = 0;
   std::vector<Block> free_;
-  std::mutex beyond_;  // held by the one push that may go beyond the limit
+  bool one_beyond_ = false;  // a push goes beyond the limit
+  std::condition_variable changed_;
 };
 
 class Blocks {

@@ -20,7 +20,7 @@ class TopK:
     ) -> None: ...
     @staticmethod
     def load(
-        partial: bytes | memoryview,
+        partial: bytes | bytearray | memoryview,
         num_rows: int | None,
         skip: npt.NDArray[np.uint8] | None,
         skip_nan: bool,

@@ -52,13 +52,14 @@ class Distribution(NamedTuple):
         """About the scores of the rank-th best rows, 1 the best: within 0.1% of the population of the true rank.
 
         Raises:
-            InvalidInput: a rank is not in 1 .. population.
+            InvalidInput: a rank is not in 1 .. population, or no row of the sample was pushed yet.
         """
         ranks = np.asarray(rank, np.float64)
-        if np.any((ranks < 1) | (ranks > self.population)):
-            raise InvalidInput(f"ranks are from 1 to {self.population}", field="rank")
+        last = self.population if len(self.scores) else 0
+        if not np.all((ranks >= 1) & (ranks <= last)):  # so that NaN is refused too
+            raise InvalidInput(f"ranks are from 1 to {last}", field="rank")
         # The sample cuts the population into equal parts; a score stands for the middle of its part.
-        places = ((ranks - 0.5) / max(self.population, 1) * len(self.scores)).astype(np.int64)
+        places = ((ranks - 0.5) / max(last, 1) * len(self.scores)).astype(np.int64)
         return self.scores[np.minimum(places, len(self.scores) - 1)]
 
 
@@ -99,7 +100,7 @@ class TopK:
     @classmethod
     def load(
         cls,
-        partial: bytes | memoryview,
+        partial: bytes | bytearray | memoryview,
         *,
         num_rows: int | None = None,
         skip: npt.NDArray[np.uint8] | None = None,
