@@ -56,6 +56,11 @@ void Reservoir::merge(const Reservoir& other, std::size_t threads) {
 }
 
 void Reservoir::merge(Reservoir&& other, std::size_t threads) {
+  if (keys_.size() + other.keys_.size() > capacity_) {
+    // Both at once would be kept in twice the blocks, for good.
+    compact(threads);
+    other.compact(threads);
+  }
   keys_.expect(other.keys_.all().size());
   raise(other.threshold(), other.ties_);
   for (Block& block : other.keys_.release()) {
@@ -145,7 +150,13 @@ void Reservoir::raise(Key threshold, std::uint64_t ties) noexcept {
 }
 
 void Reservoir::compact_if_due(std::size_t threads) noexcept {
-  if (keys_.size() < capacity_) {
+  if (keys_.size() >= capacity_) {
+    compact(threads);
+  }
+}
+
+void Reservoir::compact(std::size_t threads) noexcept {
+  if (keys_.size() <= k_) {
     return;
   }
   if (k_ == 0) {

@@ -53,7 +53,8 @@ class Reservoir {
   void make_room(std::size_t count);
   void raise(Key threshold, std::uint64_t ties) noexcept;
   void compact_if_due(std::size_t threads) noexcept;
-  void trim(std::size_t threads);  // to the best k
+  void compact(std::size_t threads) noexcept;  // to somewhat more than the best k
+  void trim(std::size_t threads);              // to the best k
 
   std::size_t k_;
   std::size_t capacity_;
