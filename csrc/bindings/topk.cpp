@@ -43,8 +43,11 @@ std::unique_ptr<PyTopK> load(const py::buffer& partial, const std::optional<std:
     throw InvalidInput("partial", "partial must be contiguous bytes: give what save returned");
   }
   const std::span span(static_cast<const std::byte*>(bytes.ptr), static_cast<std::size_t>(bytes.size));
-  const py::gil_scoped_release released;
-  return std::make_unique<PyTopK>(PyTopK{skip, TopK::load(span, options)});
+  const auto load_released = [&] {
+    const py::gil_scoped_release released;
+    return TopK::load(span, options);
+  };
+  return std::make_unique<PyTopK>(PyTopK{skip, load_released()});
 }
 
 py::bytes save(PyTopK& self) {

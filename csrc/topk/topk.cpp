@@ -358,7 +358,7 @@ void TopK::merge(const TopK& other) {
   if (state.sample.stride() != source.sample.stride() ||
       (state.sample.wanted() && state.options.num_rows != source.options.num_rows)) {
     throw InvalidInput("other",
-                       "one selection keeps a distribution that the other does not: give both the same options");
+                       "only one of the two keeps a distribution, or they are of another num_rows: make both alike");
   }
   const std::scoped_lock lock(state.mutex, source.mutex);
   state.check_room(source.counts.seen);
