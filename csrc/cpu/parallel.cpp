@@ -5,6 +5,7 @@
 #include <chrono>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -74,6 +75,8 @@ void parallel_for(std::size_t tasks, std::size_t threads, const std::function<bo
     }
   } catch (const std::system_error&) {
     // The limit on threads is reached: those that started, and the caller, do it all.
+  } catch (const std::bad_alloc&) {
+    // So too where a thread finds no memory.
   }
   loop.work(poll ? &poll : nullptr);
   for (std::thread& helper : helpers) {

@@ -206,6 +206,24 @@ TEST(a_refused_push_leaves_no_trace_in_the_distribution) {
   CHECK_EQUAL(top.distribution().scores.size(), scores.size());
 }
 
+TEST(a_refused_push_of_rows_pushed_before_leaves_their_distribution) {
+  std::vector<float> scores((std::size_t{1} << 22) + 5);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    scores[i] = static_cast<float>(i);  // so that a push for a small k collects twice
+  }
+  TopK top(3, {.num_rows = 3 * scores.size(), .distribution = true});
+  top.push(scores, 0);
+  const lookalike::Buffer<float> before = top.distribution().scores;
+  std::vector<float> again = scores;
+  again.back() = kNan;
+  CHECK_THROWS(InvalidInput, "NaN", top.push(again, 1000, {.threads = 2}));
+  CHECK(top.distribution().scores == before);
+  again.resize(1000);
+  again.back() = kNan;
+  CHECK_THROWS(InvalidInput, "NaN", top.push(again, 0));
+  CHECK(top.distribution().scores == before);
+}
+
 TEST(a_large_push_is_right_whatever_is_guessed_of_it) {
   constexpr std::size_t kSize = (std::size_t{1} << 21) + 77;
   std::mt19937 random(23);

@@ -212,7 +212,7 @@ Blocks::Dropped Blocks::drop_worst(std::size_t count, std::size_t threads) {
     const auto place = static_cast<std::size_t>(static_cast<double>(count) * share + margin);
     if (place < some.size()) {
       const Split split = split_at(some[place], threads);
-      if (split.size >= count) {
+      if (split.size >= count && split.size <= count + size_ / kShare) {
         keep(split);
         return {some[place], split.ties};
       }

@@ -1,6 +1,7 @@
 #include "topk/reservoir.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <new>
 #include <utility>
@@ -47,10 +48,24 @@ void Reservoir::append(std::span<const Key> keys, Key seen, std::uint64_t ties, 
 }
 
 void Reservoir::merge(const Reservoir& other, std::size_t threads) {
+  if (keys_.size() + other.keys_.size() > capacity_) {
+    compact(threads);
+  }
   make_room(other.keys_.size());
   raise(other.threshold(), other.ties_);
+  const Key bound = threshold();
+  std::array<Key, 512> part;
   for (const Block& block : other.keys_.all()) {
-    keys_.fill(block);
+    for (std::size_t begin = 0; begin < block.size(); begin += part.size()) {
+      std::size_t size = 0;
+      for (const Key key : std::span(block).subspan(begin, std::min(part.size(), block.size() - begin))) {
+        const bool enters = key >= bound;
+        part[size] = key;
+        size += enters ? 1 : 0;
+        ties_ += !enters && rank_of(key) == rank_of(bound) ? 1 : 0;
+      }
+      keys_.fill(std::span(part).first(size));
+    }
   }
   compact_if_due(threads);
 }
@@ -83,6 +98,9 @@ Selection Reservoir::select(bool sorted, std::size_t threads) {
     write(keys, selection.rows.data() + offset, selection.scores.data() + offset);
   };
   if (sorted) {
+    if (keys_.size() > k_ + k_ / 4) {
+      compact(threads);  // sorting takes memory for all that it is given
+    }
     sort_best(keys_.all(), size, threads, write_at);
     return selection;
   }

@@ -19,8 +19,9 @@ constexpr std::size_t kBucket = 4096;
 constexpr std::size_t kMaxBuckets = 2048;
 // A bucket above this is cut again rather than sorted outside the cache.
 constexpr std::size_t kMaxBucket = 16 * kBucket;
-// Keys that deceive the sample so often that a bucket has to be cut that many times are sorted by comparison.
-constexpr int kMaxDepth = 8;
+// Scores that crowd, tied ones say, are cut again by their rows. What deceives the sample once more is sorted by
+// comparison, in place: every cut takes as much memory again.
+constexpr int kMaxDepth = 1;
 constexpr std::size_t kSample = 4096;
 // Below this, comparing is faster than counting.
 constexpr std::size_t kFew = 128;
@@ -102,7 +103,7 @@ void sort_bucket(std::span<Key> keys, std::size_t offset, std::size_t wanted, in
                [&](std::size_t at, std::span<const Key> sorted) { emit(offset + at, sorted); });
     return;
   }
-  if (keys.size() <= kFew || depth == kMaxDepth) {
+  if (keys.size() <= kFew || keys.size() > kMaxBucket) {
     std::sort(keys.begin(), keys.end(), std::greater<>());
     emit(offset, keys.first(wanted));
     return;

@@ -47,6 +47,11 @@ void TopK::merge(const TopK& other) {
     throw InvalidInput("other", "its k is " + std::to_string(source.k) + " and not " + std::to_string(state.k) +
                                     ": merge selections of the same k");
   }
+  if (source.options.num_rows > state.options.num_rows) {
+    throw InvalidInput("other", "it may hold rows up to " + std::to_string(source.options.num_rows - 1) +
+                                    ", and here there are " + std::to_string(state.options.num_rows) +
+                                    ": make both with the same num_rows");
+  }
   if (state.sample.stride() != source.sample.stride() ||
       (state.sample.wanted() && state.options.num_rows != source.options.num_rows)) {
     throw InvalidInput("other",
