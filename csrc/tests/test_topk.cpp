@@ -206,24 +206,6 @@ TEST(a_refused_push_leaves_no_trace_in_the_distribution) {
   CHECK_EQUAL(top.distribution().scores.size(), scores.size());
 }
 
-TEST(a_refused_push_of_rows_pushed_before_leaves_their_distribution) {
-  std::vector<float> scores((std::size_t{1} << 22) + 5);
-  for (std::size_t i = 0; i < scores.size(); ++i) {
-    scores[i] = static_cast<float>(i);  // so that a push for a small k collects twice
-  }
-  TopK top(3, {.num_rows = 3 * scores.size(), .distribution = true});
-  top.push(scores, 0);
-  const lookalike::Buffer<float> before = top.distribution().scores;
-  std::vector<float> again = scores;
-  again.back() = kNan;
-  CHECK_THROWS(InvalidInput, "NaN", top.push(again, 1000, {.threads = 2}));
-  CHECK(top.distribution().scores == before);
-  again.resize(1000);
-  again.back() = kNan;
-  CHECK_THROWS(InvalidInput, "NaN", top.push(again, 0));
-  CHECK(top.distribution().scores == before);
-}
-
 TEST(a_large_push_is_right_whatever_is_guessed_of_it) {
   constexpr std::size_t kSize = (std::size_t{1} << 21) + 77;
   std::mt19937 random(23);
@@ -293,6 +275,26 @@ TEST(a_merge_leaves_its_source_as_it_was) {
   CHECK_THROWS(InvalidInput, "into itself", one.merge(one));
   TopK other(3);
   CHECK_THROWS(InvalidInput, "same k", one.merge(other));
+}
+
+TEST(an_empty_shard_changes_nothing) {
+  const std::vector<float> scores{3, 1, 2, 9};
+  TopK empty(2, {.num_rows = 0});
+  CHECK(empty.finish().rows.empty());
+  TopK top(2, {.num_rows = 4});
+  top.merge(empty);
+  top.push({scores.data(), 2}, 0);
+  top.merge(TopK::load(empty.save(), {.num_rows = 0}));
+  top.push({scores.data() + 2, 2}, 2);
+  oracle::check_same(top, oracle::select(scores, 2), 4, "");
+}
+
+TEST(a_row_pushed_twice_is_not_saved) {
+  const std::vector<float> scores{3, 1};
+  TopK top(3);
+  top.push(scores, 5);
+  top.push(scores, 5);
+  CHECK_THROWS(InvalidInput, "row 5 was pushed or merged twice", (void)top.save());
 }
 
 TEST(more_may_be_pushed_after_finish) {

@@ -86,6 +86,11 @@ std::vector<Key> sample(const std::vector<Block>& blocks, std::size_t size) {
 BlockPool::BlockPool(std::size_t block_keys, std::size_t bytes)
     : block_keys_(block_keys), limit_(std::max<std::size_t>(1, bytes / (block_keys * sizeof(Key)))) {}
 
+void BlockPool::trim() noexcept {
+  const std::lock_guard lock(mutex_);
+  free_.clear();
+}
+
 Block BlockPool::Loan::take() {
   std::unique_lock lock(pool_.mutex_);
   pool_.changed_.wait(lock, [this] { return beyond_ || pool_.lent_ < pool_.limit_ || !pool_.one_beyond_; });

@@ -42,6 +42,9 @@ class BlockPool {
     bool beyond_ = false;  // this is the one
   };
 
+  /// Frees what was given back: for who needs the memory.
+  void trim() noexcept;
+
  private:
   std::size_t block_keys_;
   std::size_t limit_;

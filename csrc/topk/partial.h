@@ -71,8 +71,7 @@ struct Partial {
 [[nodiscard]] std::vector<std::byte> encode(const PartialView& partial);
 
 /// For bytes from anywhere: allocates no more than they take, and lets nothing pass that no selection can be. (Only
-/// that no row is in two keys is not looked at: it does the harm of a row pushed twice, which cannot be noticed
-/// either.) Throws DataCorrupted.
+/// a row in two keys of different scores is not noticed: it does the harm of a row pushed twice.) Throws DataCorrupted.
 [[nodiscard]] Partial decode(std::span<const std::byte> bytes);
 
 }  // namespace lookalike::detail

@@ -131,7 +131,7 @@ class TopK::State::Push {
 
   ~Push() {
     if (!done_) {
-      forget();
+      state_.sample.forget(first_row_, scores_.size());
     }
   }
   Push(const Push&) = delete;
@@ -193,7 +193,7 @@ class TopK::State::Push {
     detail::parallel_for((slices + at_once - 1) / at_once, threads_, collect_some, options_.poll);
     const bool guessed = threshold > state_.reservoir.threshold();
     if (!refused() && (entered_ > limit || (guessed && !found.full()))) {
-      forget();
+      found.discard();
       return false;
     }
     commit([&] { state_.reservoir.merge(std::move(found), threads_); });
@@ -229,12 +229,10 @@ class TopK::State::Push {
 
   /// What there is to note of scores that were scanned, while they are in the cache.
   void account(std::span<const float> scores, std::uint64_t first_row, std::uint64_t nans) {
-    state_.sample.record(scores, first_row, state_.skip(), overwritten_);
+    state_.sample.record(scores, first_row, state_.skip());
     skipped_ += count_skipped(state_.options.skip, first_row, first_row + scores.size());
     nans_ += nans;
   }
-
-  void forget() noexcept { state_.sample.forget(first_row_, scores_.size(), overwritten_); }
 
   Scan scan_of(std::span<const float> scores, std::uint64_t first_row, std::span<Key> staged, Key threshold) const {
     return {scores.data(), scores.size(), static_cast<std::uint32_t>(first_row), state_.skip(), threshold,
@@ -264,7 +262,6 @@ class TopK::State::Push {
   std::size_t threads_;
   detail::ScanFunction scan_;
   BlockPool::Loan loan_;
-  detail::Sample::Overwritten overwritten_;
   std::atomic<std::uint64_t> skipped_{0};
   std::atomic<std::uint64_t> nans_{0};
   std::atomic<std::size_t> entered_{0};

@@ -91,6 +91,14 @@ void Reservoir::merge(Reservoir&& other, std::size_t threads) {
   compact_if_due(threads);
 }
 
+void Reservoir::discard() noexcept {
+  for (Block& block : keys_.release()) {
+    if (loan_ != nullptr) {
+      loan_->give_back(std::move(block));
+    }
+  }
+}
+
 Selection Reservoir::select(bool sorted, std::size_t threads) {
   const std::size_t size = std::min(k_, keys_.size());
   Selection selection{Buffer<std::uint32_t>(size), Buffer<float>(size)};

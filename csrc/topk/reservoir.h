@@ -43,6 +43,9 @@ class Reservoir {
   void merge(const Reservoir& other, std::size_t threads);
   void merge(Reservoir&& other, std::size_t threads);
 
+  /// Gives its blocks back to the loan; holds nothing any more.
+  void discard() noexcept;
+
   /// The best k; more may come in afterwards.
   [[nodiscard]] Selection select(bool sorted, std::size_t threads);
   [[nodiscard]] std::optional<Cutoff> cutoff(std::size_t threads);

@@ -78,7 +78,7 @@ std::uint64_t Sample::row_of_stretch(std::uint64_t stretch) const noexcept {
 
 /// visit(stretch, row) for each stretch whose row is among the given ones.
 template <class Visit>
-void Sample::for_each(std::uint64_t first_row, std::uint64_t count, Visit visit) const {
+void Sample::for_each(std::uint64_t first_row, std::uint64_t count, Visit visit) noexcept {
   if (stride_ == 0 || count == 0) {
     return;
   }
@@ -91,27 +91,18 @@ void Sample::for_each(std::uint64_t first_row, std::uint64_t count, Visit visit)
   }
 }
 
-void Sample::record(std::span<const float> scores, std::uint64_t first_row, const std::uint8_t* skip,
-                    Overwritten& overwritten) {
+void Sample::record(std::span<const float> scores, std::uint64_t first_row, const std::uint8_t* skip) noexcept {
   for_each(first_row, scores.size(), [&](std::uint64_t stretch, std::uint64_t row) {
     const float score = scores[row - first_row];
     const bool out = __builtin_isnan(score) || (skip != nullptr && ((skip[row >> 3] >> (row & 7)) & 1) != 0);
-    if (const std::uint32_t before = load(ranks_[stretch]); before != 0) {
-      const std::lock_guard lock(overwritten.mutex);
-      overwritten.ranks.emplace_back(stretch, before);
-    }
     Shared(ranks_[stretch]).store(out ? 0 : orderable(score), std::memory_order_relaxed);
   });
 }
 
-void Sample::forget(std::uint64_t first_row, std::uint64_t count, Overwritten& overwritten) noexcept {
+void Sample::forget(std::uint64_t first_row, std::uint64_t count) noexcept {
   for_each(first_row, count, [&](std::uint64_t stretch, std::uint64_t /*row*/) {
     Shared(ranks_[stretch]).store(0, std::memory_order_relaxed);
   });
-  for (const auto& [stretch, before] : overwritten.ranks) {
-    Shared(ranks_[stretch]).store(before, std::memory_order_relaxed);
-  }
-  overwritten.ranks.clear();
 }
 
 void Sample::merge(const Sample& other) noexcept {

@@ -3,10 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <span>
-#include <utility>
-#include <vector>
 
 #include "lookalike/topk.h"
 
@@ -20,19 +17,11 @@ class Sample {
 
   [[nodiscard]] bool wanted() const noexcept { return stride_ != 0; }
 
-  /// What a push overwrote because its rows had been pushed before: nothing, mostly. For all threads of one push.
-  struct Overwritten {
-    std::mutex mutex;
-    std::vector<std::pair<std::uint64_t, std::uint32_t>> ranks;  // of a stretch, as it was
-  };
+  /// Takes note of the scores of rows first_row, ..., none of which is in the bitmap `skip` (may be null).
+  void record(std::span<const float> scores, std::uint64_t first_row, const std::uint8_t* skip) noexcept;
 
-  /// Takes note of the scores of rows first_row, ..., but those in the bitmap `skip` (may be null). Throws
-  /// std::bad_alloc.
-  void record(std::span<const float> scores, std::uint64_t first_row, const std::uint8_t* skip,
-              Overwritten& overwritten);
-
-  /// Undoes what record did for these rows, and empties `overwritten`.
-  void forget(std::uint64_t first_row, std::uint64_t count, Overwritten& overwritten) noexcept;
+  /// Forgets rows first_row .. first_row + count - 1.
+  void forget(std::uint64_t first_row, std::uint64_t count) noexcept;
 
   /// Adds what `other`, made alike, holds.
   void merge(const Sample& other) noexcept;
@@ -50,7 +39,7 @@ class Sample {
  private:
   [[nodiscard]] std::uint64_t row_of_stretch(std::uint64_t stretch) const noexcept;
   template <class Visit>
-  void for_each(std::uint64_t first_row, std::uint64_t count, Visit visit) const;
+  void for_each(std::uint64_t first_row, std::uint64_t count, Visit visit) noexcept;
 
   std::uint64_t stride_;
   Buffer<std::uint32_t> ranks_;

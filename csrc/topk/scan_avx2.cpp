@@ -17,12 +17,19 @@ struct Avx2 {
 
   static constexpr std::size_t kParts = kBlock / kLanes;
 
+  /// As in scan_avx512.cpp.
+  static __m256 load_in_order(const float* scores) noexcept {
+    __m256 values = _mm256_loadu_ps(scores);
+    asm volatile("" : "+x"(values));
+    return values;
+  }
+
   // As in scan_avx512.cpp, with two chains of operations so that their latency does not count.
   static bool any_not_below(const float* scores, float bound) noexcept {
-    __m256 most[2] = {_mm256_loadu_ps(scores), _mm256_loadu_ps(scores + kLanes)};
+    __m256 most[2] = {load_in_order(scores), load_in_order(scores + kLanes)};
     __m256 sum[2] = {most[0], most[1]};
     for (std::size_t part = 2; part < kParts; ++part) {
-      const __m256 values = _mm256_loadu_ps(scores + part * kLanes);
+      const __m256 values = load_in_order(scores + part * kLanes);
       most[part % 2] = _mm256_max_ps(most[part % 2], values);
       sum[part % 2] = _mm256_add_ps(sum[part % 2], values);
     }

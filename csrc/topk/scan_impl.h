@@ -94,23 +94,12 @@ void enter_part(Scan& scan, const float* scores, std::size_t count, std::uint32_
   enter<Vector>(scan, part, count, row, bound);
 }
 
-/// Asks for the cache lines of the block 8 KiB ahead, in ascending order. Left to itself, the processor guesses what
-/// comes from what is loaded, and a compiler puts loads in another order: that took a third of the speed. At 2 KiB a
-/// stretch with many candidates is waited for.
-inline void prefetch(const float* scores) noexcept {
-  const char* ahead = reinterpret_cast<const char*>(scores) + 8192;
-  for (std::size_t line = 0; line < kBlock / kLine; ++line) {
-    __builtin_prefetch(ahead + line * kLine * sizeof(float));
-  }
-}
-
 /// Blocks one by one, from `position` on: the fastest while hardly any has a candidate. Returns where two of them had
 /// within kNear scores, or the room, or the whole blocks, ended.
 template <class Vector>
 [[gnu::noinline]] std::size_t scan_sparse(Scan& scan, std::size_t position, float bound) noexcept {
   std::size_t near = position;  // a candidate before this is near the last one
   for (; scan.size - position >= kBlock; position += kBlock) {
-    prefetch(scan.scores + position);
     if (Vector::any_not_below(scan.scores + position, bound)) {
       if (position < near || !has_room(scan)) {
         return position;
@@ -132,7 +121,6 @@ template <class Vector>
     std::uint32_t found = 0;
 #pragma GCC unroll 1
     for (std::uint32_t i = 0; i < kBlocks; ++i) {
-      prefetch(scores + i * kBlock);
       found |= std::uint32_t{Vector::any_not_below(scores + i * kBlock, bound)} << i;
     }
     near = found != 0 ? position + kNear : near;

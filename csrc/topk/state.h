@@ -41,19 +41,21 @@ struct TopK::State {
 
   State(std::uint64_t k_, const TopKOptions& options_, detail::Key threshold)
       : k(k_),
-        capped_k(static_cast<std::size_t>(std::min(k_, options_.num_rows))),
+        capped_k(static_cast<std::size_t>(std::min(k_, std::max<std::uint64_t>(options_.num_rows, 1)))),
         options(options_),
         pool(detail::block_keys(capped_k), capped_k * sizeof(detail::Key) + detail::kPoolBytes),
         reservoir(capped_k, threshold),
         sample(options_.num_rows, options_.distribution) {}
 
   [[nodiscard]] const std::uint8_t* skip() const { return options.skip.empty() ? nullptr : options.skip.data(); }
+  /// That `options` can be met. Throws InvalidInput.
+  static void check(const TopKOptions& options);
   void check_push(std::uint64_t first_row, std::uint64_t count, const PushOptions& push) const;
   void check_room(std::uint64_t more) const;
   [[noreturn]] void refuse_nan(std::span<const float> scores, std::uint64_t first_row) const;
 
   const std::uint64_t k;
-  const std::size_t capped_k;  // no more than there can be rows
+  const std::size_t capped_k;  // no more than there can be rows, and 0 only where k is
   const TopKOptions options;
   detail::BlockPool pool;
   mutable std::mutex mutex;

@@ -4,6 +4,7 @@
 #include <limits>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "lookalike/error.h"
 #include "topk/partial.h"
@@ -16,7 +17,7 @@ using detail::Key;
 using detail::kMaxRows;
 using detail::Sample;
 
-TopK::TopK(std::uint64_t k, const TopKOptions& options) {
+void TopK::State::check(const TopKOptions& options) {
   if (options.num_rows > kMaxRows) {
     throw InvalidInput("num_rows", std::to_string(options.num_rows) + " rows are more than the " +
                                        std::to_string(kMaxRows) + " a selection can hold: split the pool");
@@ -30,8 +31,14 @@ TopK::TopK(std::uint64_t k, const TopKOptions& options) {
                                    std::to_string(options.num_rows) + " rows need " +
                                    std::to_string((options.num_rows + 7) / 8));
   }
+}
+
+TopK::TopK(std::uint64_t k, const TopKOptions& options) {
+  State::check(options);
   state_ = std::make_unique<State>(k, options, detail::kBelowAll);
 }
+
+TopK::TopK(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 
 TopK::~TopK() = default;
 TopK::TopK(TopK&&) noexcept = default;
@@ -69,6 +76,7 @@ void TopK::merge(const TopK& other) {
 Selection TopK::finish(bool sorted, unsigned threads) {
   detail::check_threads(threads);
   const std::lock_guard lock(state_->mutex);
+  state_->pool.trim();
   return state_->reservoir.select(sorted, threads);
 }
 
@@ -88,7 +96,12 @@ Distribution TopK::distribution() const {
 
 std::vector<std::byte> TopK::save() {
   const std::lock_guard lock(state_->mutex);
+  state_->pool.trim();
   const Buffer<Key> keys = state_->reservoir.best(1);
+  if (const auto twice = std::ranges::adjacent_find(keys); twice != keys.end()) {
+    throw InvalidInput("scores", "row " + std::to_string(detail::row_of(*twice)) +
+                                     " was pushed or merged twice, so this cannot be gone on with: push every row once");
+  }
   const auto cutoff = state_->reservoir.cutoff(1);
   const Buffer<std::uint32_t> sample = state_->sample.ranks();
   const Counts& counts = state_->counts;
@@ -121,15 +134,14 @@ TopK TopK::load(std::span<const std::byte> partial, const TopKOptions& options) 
                                        " rows and not of " + std::to_string(Sample::stride_for(saved.num_rows)) +
                                        ": save it anew");
   }
-  TopK top(saved.k, options);
+  State::check(options);
   const bool full = saved.k > 0 && saved.keys.size() == saved.k;
   const Key threshold = full ? saved.keys.back() : detail::kBelowAll;
-  top.state_ = std::make_unique<State>(saved.k, options, threshold);
-  State& state = *top.state_;
-  state.reservoir.append(saved.keys, threshold, saved.tied_out, 1);
-  state.counts = {saved.rows_seen, saved.rows_skipped, saved.nans};
-  state.sample.restore(saved.sample);
-  return top;
+  auto state = std::make_unique<State>(saved.k, options, threshold);
+  state->reservoir.append(saved.keys, threshold, saved.tied_out, 1);
+  state->counts = {saved.rows_seen, saved.rows_skipped, saved.nans};
+  state->sample.restore(saved.sample);
+  return TopK(std::move(state));
 }
 
 std::uint64_t TopK::k() const noexcept { return state_->k; }

@@ -9,12 +9,13 @@
 //   * NaN is never selected. NanPolicy says whether a push that holds one is refused or goes on without it.
 //   * A skipped row (a seed, a suppressed or ineligible user) is never selected, and its score is not looked at.
 //
-// Memory, beyond the scores: at most 48 bytes times k and 64 MiB, for any number of threads, and allocated as needed: k
-// may exceed the number of rows at no cost. Of that the selection itself takes 16 bytes times k; pushes under way 8
-// bytes times k and 16 MiB together, and one of them 16 times k more (others wait for it); finish 16, of which 8 are
-// the result. distribution() takes 96 MiB for the time of the call, save() and load() what the bytes take. Stack: under
-// 32 KiB a thread. Threads: push and finish start `threads` - 1 of their own and join them before they return; none
-// stays behind.
+// Memory, beyond the scores: at most 48 bytes times k and 64 MiB, for any number of threads that push and finish
+// afterwards, and allocated as needed: k may exceed the number of rows at no cost. Of that the selection itself takes
+// 16 to 20 bytes times k; pushes under way 8 bytes times k and 16 MiB together, and one of them 16 times k more (others
+// wait for it); or finish up to 24, of which 8 are the result: so a finish while others push may go beyond. On top of
+// it, load takes the bytes once more, save makes them, and a distribution is 32 MiB, 96 while it is read, saved or
+// loaded. Stack: under 32 KiB a thread. Threads: push and finish start `threads` - 1 of their own and join them before
+// they return; none stays behind.
 #pragma once
 
 #include <cstddef>
@@ -45,7 +46,8 @@ struct TopKOptions {
 
   NanPolicy nan = NanPolicy::kRaise;
 
-  /// Keep what distribution() needs: 4 bytes for each of up to 2^23 rows, allocated at once. Wants num_rows.
+  /// Keep what distribution() needs: 4 bytes for each of up to 2^23 rows, allocated at once. Wants num_rows. A push that
+  /// fails takes its rows out of it, also where they had been pushed before.
   bool distribution = false;
 };
 
@@ -53,8 +55,9 @@ struct PushOptions {
   /// Threads that share the push, the caller's among them; at least 1. A push too small to gain by it uses fewer.
   unsigned threads = 1;
 
-  /// Called on the caller's thread at the start and about every 50 ms. It may throw to abandon the push: nothing of it
-  /// is kept, and the exception is rethrown.
+  /// Called on the caller's thread at the start and about every 50 ms of scanning; a push of 65,536 scores or fewer is
+  /// over before. It may throw to abandon the push: nothing of it is kept, and the exception is rethrown. It must not
+  /// push to the same TopK.
   std::function<void()> poll = {};
 };
 
@@ -77,8 +80,8 @@ struct Distribution {
   Buffer<float> scores;          // best first
   std::uint64_t population = 0;  // rows they stand for: pushed, not skipped, not NaN
 
-  /// About the score of the rank-th best row (1 is the best); its true rank is within 0.1% of the population, but for
-  /// one chance in a million. Throws InvalidInput: rank is not in 1 .. population.
+  /// About the score of the rank-th best row (1 is the best); its true rank is within 0.1% of num_rows, but for one
+  /// chance in a million. Throws InvalidInput: rank is not in 1 .. population, or no row of the sample was pushed yet.
   [[nodiscard]] float score_at(std::uint64_t rank) const;
 };
 
@@ -115,6 +118,7 @@ class TopK {
 
   /// All that is known, as bytes that load takes in any process, on any machine: for what is to be merged elsewhere or
   /// gone on with later. The skip bitmap is not in it. The same rows give the same bytes, however they were pushed.
+  /// Throws InvalidInput: a row that is selected was pushed twice, with the same score.
   [[nodiscard]] std::vector<std::byte> save();
 
   /// A TopK as it was when saved. `options` as for the constructor; num_rows and distribution must be those of the
@@ -126,7 +130,7 @@ class TopK {
   /// Rows pushed: selected or not, skipped and NaN included.
   [[nodiscard]] std::uint64_t rows_seen() const;
   [[nodiscard]] std::uint64_t rows_skipped() const;
-  /// NaN scores in rows that were not skipped. Always 0 under NanPolicy::kRaise.
+  /// NaN scores in rows that were not skipped. Under NanPolicy::kRaise only those taken in by merge or load.
   [[nodiscard]] std::uint64_t nan_count() const;
   /// A score below this will not be selected, whatever is pushed. -inf while anything may still enter. It only rises,
   /// and may lag behind the cut-off.
@@ -134,6 +138,8 @@ class TopK {
 
  private:
   struct State;
+  explicit TopK(std::unique_ptr<State> state) noexcept;
+
   std::unique_ptr<State> state_;
 };
 

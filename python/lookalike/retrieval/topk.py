@@ -49,7 +49,7 @@ class Distribution(NamedTuple):
     population: int
 
     def score_at(self, rank: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """About the scores of the rank-th best rows, 1 the best: within 0.1% of the population of the true rank.
+        """About the scores of the rank-th best rows, 1 the best: within 0.1% of ``num_rows`` of the true rank.
 
         Raises:
             InvalidInput: a rank is not in 1 .. population, or no row of the sample was pushed yet.
