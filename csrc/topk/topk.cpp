@@ -99,8 +99,9 @@ std::vector<std::byte> TopK::save() {
   state_->pool.trim();
   const Buffer<Key> keys = state_->reservoir.best(1);
   if (const auto twice = std::ranges::adjacent_find(keys); twice != keys.end()) {
-    throw InvalidInput("scores", "row " + std::to_string(detail::row_of(*twice)) +
-                                     " was pushed or merged twice, so this cannot be gone on with: push every row once");
+    throw InvalidInput("scores",
+                       "row " + std::to_string(detail::row_of(*twice)) +
+                           " was pushed or merged twice, so this cannot be gone on with: push every row once");
   }
   const auto cutoff = state_->reservoir.cutoff(1);
   const Buffer<std::uint32_t> sample = state_->sample.ranks();

@@ -46,8 +46,8 @@ struct TopKOptions {
 
   NanPolicy nan = NanPolicy::kRaise;
 
-  /// Keep what distribution() needs: 4 bytes for each of up to 2^23 rows, allocated at once. Wants num_rows. A push that
-  /// fails takes its rows out of it, also where they had been pushed before.
+  /// Keep what distribution() needs: 4 bytes for each of up to 2^23 rows, allocated at once. Wants num_rows. A push
+  /// that fails takes its rows out of it, also where they had been pushed before.
   bool distribution = false;
 };
 
