@@ -23,8 +23,7 @@ bool supported(SimdLevel level) noexcept {
   // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
   const bool avx2 = __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
                     __builtin_cpu_supports("bmi") != 0 && __builtin_cpu_supports("popcnt") != 0;
-  const bool avx512 =
-      avx2 && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0;
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0;
 #endif
   switch (level) {
     case SimdLevel::kScalar:

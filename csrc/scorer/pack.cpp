@@ -327,7 +327,8 @@ void Packed::pack_pools(const ScorerModel& model, const Layout& layout) {
   QuantisedLayer layer = quantise(weights, inputs, kernel.columns, highest, true);
   std::vector<float> bias(kernel.columns);
   if (kernel.num_tables == 0) {
-    std::transform(kernel.bias, kernel.bias + kernel.columns, bias.begin(), [](auto b) { return static_cast<float>(b); });
+    std::transform(kernel.bias, kernel.bias + kernel.columns, bias.begin(),
+                   [](auto b) { return static_cast<float>(b); });
   }
   kernel.pooled = {static_cast<std::uint32_t>(inputs), kernel.columns, keep(std::move(layer.weights)),
                    keep(std::vector<float>(layer.scale.begin(), layer.scale.end())), keep(std::move(bias))};

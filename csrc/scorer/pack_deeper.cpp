@@ -39,9 +39,9 @@ void Packed::pack_experts(const ScorerModel& model) {
   const auto gate_layer = [&](std::size_t column, std::span<const float> weight, std::span<const float> bias) {
     const std::size_t lanes = padded(bias.size(), kLanes);
     const std::size_t inputs = kernel.gate_columns;
-    QuantisedLayer layer = quantise(spread(weight, model.gate_hidden, bias.size(), inputs, lanes,
-                                           step.subspan(column, inputs)),
-                                    inputs, lanes, highest.subspan(column, inputs), false);
+    QuantisedLayer layer =
+        quantise(spread(weight, model.gate_hidden, bias.size(), inputs, lanes, step.subspan(column, inputs)), inputs,
+                 lanes, highest.subspan(column, inputs), false);
     return PackedLayer{static_cast<std::uint32_t>(inputs), static_cast<std::uint32_t>(lanes),
                        keep(std::move(layer.weights)), keep(to_floats(layer.scale)), keep(extended(bias, lanes))};
   };
@@ -66,10 +66,9 @@ void Packed::pack_experts(const ScorerModel& model) {
       const std::size_t inputs = most.size();
       const std::size_t outputs = padded(columns, last ? kLanes : kColumns);
       const auto bias = model.deeper_biases[i].subspan(expert * columns, columns);
-      QuantisedLayer layer =
-          quantise(spread(model.deeper_weights[i].subspan(expert * rows * columns, rows * columns), rows, columns, inputs,
-                          outputs, worth),
-                   inputs, outputs, most, false);
+      QuantisedLayer layer = quantise(spread(model.deeper_weights[i].subspan(expert * rows * columns, rows * columns),
+                                             rows, columns, inputs, outputs, worth),
+                                      inputs, outputs, most, false);
       std::vector<float> scale = to_floats(layer.scale);
       std::vector<float> shift = extended(bias, outputs);
       worth.assign(outputs, 1);

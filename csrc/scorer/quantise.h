@@ -17,8 +17,8 @@ struct QuantisedLayer {
   std::vector<double> highest;        // [outputs]: what the sum can be at most, in its real value
 };
 
-/// Weights `[inputs, outputs]` in the outputs' own unit, for inputs that are integers 0 .. highest[i] (or -highest[i] ..
-/// highest[i] if `both_signs`). No sum can overflow 32 bits, and each uses them as far as that allows.
+/// Weights `[inputs, outputs]` in the outputs' own unit, for inputs that are integers 0 .. highest[i] (or -highest[i]
+/// .. highest[i] if `both_signs`). No sum can overflow 32 bits, and each uses them as far as that allows.
 [[nodiscard]] QuantisedLayer quantise(std::span<const double> weights, std::size_t inputs, std::size_t outputs,
                                       std::span<const double> highest, bool both_signs);
 

@@ -189,8 +189,8 @@ void Scorer::State::check(const ScorerUsers& users) const {
                                                           : " has offsets and its field is single-valued"));
     }
     if (!fields[i].multi && column.count != users.size) {
-      throw InvalidInput("users", name + " has " + std::to_string(column.count) + " ids for " +
-                                      std::to_string(users.size) + " users");
+      throw InvalidInput(
+          "users", name + " has " + std::to_string(column.count) + " ids for " + std::to_string(users.size) + " users");
     }
   }
 }

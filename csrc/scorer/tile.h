@@ -25,9 +25,9 @@ struct PackedLayer {
 
 /// A field that is pooled.
 struct PackedPool {
-  const float* table;      // [size, width]
-  const float* wide;       // [size]
-  const float* quantum;    // [width]: a pooled number times this is a 16-bit integer
+  const float* table;    // [size, width]
+  const float* wide;     // [size]
+  const float* quantum;  // [width]: a pooled number times this is a 16-bit integer
 };
 
 struct PackedModel {
@@ -54,10 +54,10 @@ struct PackedModel {
   const PackedLayer* layers;  // [num_layers, experts]; where another layer follows, in its units of 16 bits
   const float* first_scale;   // [experts * expert_columns]: units of the first layer, for a model without deeper ones
 
-  std::uint32_t mixed;           // an expert's outputs, padded to kLanes
-  std::uint32_t critic_lanes;    // critics, padded to kLanes
-  const float* critics_weight;   // [mixed, critic_lanes], with expert_scale
-  const float* critics_bias;     // [critic_lanes]
+  std::uint32_t mixed;          // an expert's outputs, padded to kLanes
+  std::uint32_t critic_lanes;   // critics, padded to kLanes
+  const float* critics_weight;  // [mixed, critic_lanes], with expert_scale
+  const float* critics_bias;    // [critic_lanes]
   float critic_scale;
 };
 

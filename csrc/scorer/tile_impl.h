@@ -1,8 +1,8 @@
 // The network over a tile of users, but for its vector operations. Included once by each instruction set's translation
 // unit, which may share no code with another: everything is in the unnamed namespace and calls no library function.
 //
-// `Vector` has a count of 32-bit lanes, kLanes, types I and F of so many int32 (or twice as many int16) and float32, how
-// many users (kUsers) by vectors of outputs (kWide) have their sums in registers together, and static functions:
+// `Vector` has a count of 32-bit lanes, kLanes, types I and F of so many int32 (or twice as many int16) and float32,
+// how many users (kUsers) by vectors of outputs (kWide) have their sums in registers together, and static functions:
 //   load, zero, set (both types), store, pair (a pair of int16 in all lanes)
 //   add16 (saturating), max16, dot (sum of two products of int16, added to int32)
 //   to_float, to_int (rounding to even), pack16 (saturating, to memory)
@@ -51,13 +51,13 @@ inline void apply(const PackedLayer& layer, const std::int16_t* inputs, std::siz
   const std::size_t pairs = layer.inputs / 2;
   const auto chunk = [&]<std::size_t kWide>(std::size_t output) {
     for (std::size_t user = 0; user < kTile; user += kUsers) {
-      multiply<Vector, kUsers, kWide>(inputs + user * stride, stride, layer, output, pairs,
-                                      [&](std::size_t other, std::size_t vector, typename Vector::I sum) {
-                                        const std::size_t at = output + vector * Vector::kLanes;
-                                        done(user + other, at,
-                                             Vector::fma(Vector::to_float(sum), Vector::load_f(layer.scale + at),
-                                                         Vector::load_f(layer.bias + at)));
-                                      });
+      multiply<Vector, kUsers, kWide>(
+          inputs + user * stride, stride, layer, output, pairs,
+          [&](std::size_t other, std::size_t vector, typename Vector::I sum) {
+            const std::size_t at = output + vector * Vector::kLanes;
+            done(user + other, at,
+                 Vector::fma(Vector::to_float(sum), Vector::load_f(layer.scale + at), Vector::load_f(layer.bias + at)));
+          });
     }
   };
   std::size_t output = 0;
@@ -151,8 +151,7 @@ inline void look_up(const PackedModel& model, const Tile& tile, std::size_t user
     sums[i] = Vector::load_i(start + 2 * Vector::kLanes * i);
   }
   for (std::size_t table = 0; table < model.num_tables; ++table) {
-    const std::int16_t* row =
-        model.tables[table] + std::size_t{tile.index[table * kTile + user]} * model.columns + at;
+    const std::int16_t* row = model.tables[table] + std::size_t{tile.index[table * kTile + user]} * model.columns + at;
     for (std::size_t i = 0; i < kCount; ++i) {
       sums[i] = Vector::add16(sums[i], Vector::load_i(row + 2 * Vector::kLanes * i));
     }

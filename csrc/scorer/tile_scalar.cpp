@@ -113,9 +113,8 @@ struct Scalar {
     return made<F>([&](std::size_t i) { return __builtin_rintf(value.lanes[i]); });
   }
   static F exp2i(const F& n) noexcept {
-    return made<F>([&](std::size_t i) {
-      return __builtin_bit_cast(float, (static_cast<std::int32_t>(n.lanes[i]) + 127) << 23);
-    });
+    return made<F>(
+        [&](std::size_t i) { return __builtin_bit_cast(float, (static_cast<std::int32_t>(n.lanes[i]) + 127) << 23); });
   }
   static F select_negative(const F& x, const F& a, const F& b) noexcept {
     return made<F>([&](std::size_t i) { return x.lanes[i] < 0 ? a.lanes[i] : b.lanes[i]; });

@@ -1,6 +1,4 @@
 // The network by its definition, in double, against every instruction set; and what is refused.
-#include "lookalike/scorer.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -13,6 +11,7 @@
 #include "check.h"
 #include "lookalike/cpu.h"
 #include "lookalike/error.h"
+#include "lookalike/scorer.h"
 
 using lookalike::InvalidInput;
 using lookalike::Scorer;
@@ -170,8 +169,7 @@ double reference(const ScorerModel& m, const RandomUsers& users, std::size_t use
     return std::vector<double>(at, at + static_cast<std::ptrdiff_t>(count));
   };
   const std::size_t gates = std::size_t{m.num_experts} * m.hidden[0];
-  const auto w =
-      softmax(affine(part(gates, m.gate_hidden), m.expert_gate_weight, m.num_experts, m.expert_gate_bias));
+  const auto w = softmax(affine(part(gates, m.gate_hidden), m.expert_gate_weight, m.num_experts, m.expert_gate_bias));
   const auto v = softmax(
       affine(part(gates + m.gate_hidden, m.gate_hidden), m.critic_gate_weight, m.num_critics, m.critic_gate_bias));
   std::vector<double> mixed(m.hidden.back(), 0);
@@ -288,8 +286,9 @@ TEST(scores_go_into_a_selection) {
   CHECK(top.finish().rows == expected.finish().rows);
   CHECK(top.finish().scores == expected.finish().scores);
   CHECK(polls > 0);
-  CHECK_THROWS(std::runtime_error, "stop",
-               scorer.score_into(top, users.all(), 40'000, {.threads = 2, .poll = [] { throw std::runtime_error("stop"); }}));
+  CHECK_THROWS(
+      std::runtime_error, "stop",
+      scorer.score_into(top, users.all(), 40'000, {.threads = 2, .poll = [] { throw std::runtime_error("stop"); }}));
 }
 
 TEST(small_fields_share_a_table_and_large_ones_are_pooled) {

@@ -1,7 +1,8 @@
 // Which instruction set the kernels use. Chosen once, at first use, for the machine the program runs on.
 //
-// No selection ever depends on it, and scores by rounding only. For tests and measurements a level can be forced, by force_simd_level or, in a program
-// that cannot be changed, by the environment variable LOOKALIKE_SIMD (a name that name() gives; empty is as unset).
+// No selection ever depends on it, and scores by rounding only. For tests and measurements a level can be forced, by
+// force_simd_level or, in a program that cannot be changed, by the environment variable LOOKALIKE_SIMD (a name that
+// name() gives; empty is as unset).
 #pragma once
 
 #include <cstdint>

@@ -3,15 +3,15 @@
 // The first layer is folded: a single-valued field's embedding times its weights is looked up in a table, and small
 // fields share one table, so that the layer is a sum of some rows. Fields whose table would not fit in the caches, and
 // multi-valued ones, are pooled at the level of embeddings and multiplied. Both are exact rewrites (mean pooling is
-// linear); what is not exact is the arithmetic: 16-bit integers with a scale a column, sums in 32 bits, and float32 from
-// the last hidden layer on. A probability p is off by some 1e-4 p (1 - p): measure it against the model, and score those
-// near a cut-off again where that matters.
+// linear); what is not exact is the arithmetic: 16-bit integers with a scale a column, sums in 32 bits, and float32
+// from the last hidden layer on. A probability p is off by less than 1e-3 p (1 - p) on models tried so far: measure it
+// against the model, and score those near a cut-off again where that matters.
 //
-// The integers are the same for every instruction set, number of threads and way of cutting the users into calls; the
-// float32 part differs between instruction sets by rounding only, and not between threads or cuts.
+// A score is the same to the bit for every number of threads and every way of cutting the users into calls, and differs
+// between instruction sets by rounding only.
 //
-// Memory: the tables (up to ScorerOptions::fold_bytes, and two times the embeddings of fields that are pooled), and some
-// 300 KiB a thread while it scores. Threads: those asked for start in a call and are joined before it returns.
+// Memory: the tables (up to ScorerOptions::fold_bytes, and two times the embeddings of fields that are pooled), and
+// some 300 KiB a thread while it scores. Threads: those asked for start in a call and are joined before it returns.
 #pragma once
 
 #include <cstddef>
@@ -97,9 +97,9 @@ class Scorer {
   /// beyond its field's size (the message names the field and the user), or threads = 0.
   void score(const ScorerUsers& users, std::span<float> scores, unsigned threads = 1) const;
 
-  /// Scores the users, who are rows first_row, ... of a selection, and pushes them while they are in the cache. Unlike a
-  /// push, a call that fails may have pushed some of the rows. options.poll is called about every 50 ms and may throw.
-  /// Throws as score and TopK::push do.
+  /// Scores the users, who are rows first_row, ... of a selection, and pushes them while they are in the cache. Unlike
+  /// a push, a call that fails may have pushed some of the rows. options.poll is called about every 50 ms and may
+  /// throw. Throws as score and TopK::push do.
   void score_into(TopK& top, const ScorerUsers& users, std::uint64_t first_row, const PushOptions& options = {}) const;
 
   /// How the fields are dealt with: field i is looked up in table number tables()[i], which it may share; -1: pooled.
