@@ -54,7 +54,7 @@ class NativeEngine:
         script, self.schema, self.provenance = load_compiled(path, torch.device("cpu"))
         self._single = [f.name for f in self.schema.single]
         self._multi = [f.name for f in self.schema.multi]
-        self._scorer = _core.Scorer(*_model(script, self._order()), FOLD_BYTES)
+        self._scorer = _core.Scorer(**_model(script, self._order()), fold_bytes=FOLD_BYTES)
 
     def _order(self) -> list[tuple[bool, int, int]]:
         """Fields as the first layer reads them: whether multi-valued, size, and where their ids begin in the table."""
@@ -83,8 +83,8 @@ class NativeEngine:
         return self._scorer.table_bytes
 
 
-def _model(script: torch.jit.ScriptModule, order: list[tuple[bool, int, int]]) -> tuple[Any, ...]:
-    """The arguments of `_core.Scorer`: fields, shape, weights, deeper weights and biases."""
+def _model(script: torch.jit.ScriptModule, order: list[tuple[bool, int, int]]) -> dict[str, Any]:
+    """The arguments of `_core.Scorer` that say what the model is."""
     state = {name: _flat(tensor) for name, tensor in script.state_dict().items()}
     dim = script.table.shape[1]
     rows = np.concatenate([np.arange(start, start + size) for _, size, start in order])
@@ -104,7 +104,13 @@ def _model(script: torch.jit.ScriptModule, order: list[tuple[bool, int, int]]) -
         "expert_scale": script.expert_scale,
         "critic_scale": script.critic_scale,
     }
-    return [(multi, size) for multi, size, _ in order], shape, weights, deeper_weights, deeper_biases
+    return {
+        "fields": [(multi, size) for multi, size, _ in order],
+        "shape": shape,
+        "weights": weights,
+        "deeper_weights": deeper_weights,
+        "deeper_biases": deeper_biases,
+    }
 
 
 def _flat(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
