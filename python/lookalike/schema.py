@@ -169,11 +169,6 @@ class EncodedColumns:
         ids = {name: a if name in self.offsets else a[start:stop] for name, a in self.ids.items()}
         return EncodedColumns(stop - start, ids, {name: o[start : stop + 1] for name, o in self.offsets.items()})
 
-    def select(self, name: str) -> EncodedColumns:
-        """One field alone, without a copy."""
-        offsets = {name: self.offsets[name]} if name in self.offsets else {}
-        return EncodedColumns(self.length, {name: self.ids[name]}, offsets)
-
     def take(self, rows: npt.NDArray[np.integer[Any]]) -> EncodedColumns:
         """The rows named, in that order, copied."""
         ids: dict[str, Ids] = {}

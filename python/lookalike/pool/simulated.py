@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from lookalike.dataset.profiles import BLOCK_USERS, Population, Profile
@@ -22,7 +21,7 @@ from lookalike.pool.ingest import SHARD_ROWS
 from lookalike.pool.manifest import Manifest, Shard
 from lookalike.pool.shard import ID_TYPES, arrow_schema, to_arrow, write
 from lookalike.pool.snapshot import Pool
-from lookalike.schema import EncodedColumns
+from lookalike.schema import EncodedColumns, Ids
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -50,7 +49,7 @@ def simulate_pool(
         progress: called with (users written, users in all) after each shard; raise from it to stop.
         overwrite: replace an existing `output`.
         shard_rows: users of a shard.
-        threads: shards made at a time; memory is some 1.5 shards for each.
+        threads: shards made at a time; memory is less than two shards for each.
 
     Raises:
         InvalidInput: `users`, `seed`, `shard_rows` or `threads` is no sensible number. AlreadyExists: `output` exists.
@@ -117,17 +116,22 @@ class _Writer:
         return Shard(file=path.name, first_row=first, rows=stop - first, bytes=size, sha256=file_digest(path))
 
     def _batch(self, first: int, stop: int) -> pa.RecordBatch:
-        user_ids: list[npt.NDArray[np.int64]] = []
-        parts: dict[str, list[EncodedColumns]] = {field.name: [] for field in self._population.schema.fields}
-        for ids, columns in self._population.blocks(first, stop):
-            user_ids.append(ids)
-            for name, blocks in parts.items():
-                blocks.append(columns.select(name))
-        # Field by field, and each one's blocks given back before the next: a shard is hardly held twice.
-        fields = {name: EncodedColumns.concat(parts.pop(name)) for name in list(parts)}
-        joined = EncodedColumns(
-            stop - first,
-            {name: column.ids[name] for name, column in fields.items()},
-            {name: column.offsets[name] for name, column in fields.items() if column.offsets},
-        )
-        return to_arrow(pa.array(np.concatenate(user_ids)), joined, self._columns)
+        rows = stop - first
+        schema = self._population.schema
+        user_ids = np.empty(rows, np.int64)
+        ids: dict[str, Ids] = {field.name: np.empty(rows, field.dtype) for field in schema.single}
+        offsets = {field.name: np.zeros(rows + 1, np.int64) for field in schema.multi}
+        values: dict[str, list[Ids]] = {field.name: [] for field in schema.multi}
+        at = 0
+        for some, columns in self._population.blocks(first, stop):
+            end = at + len(some)
+            user_ids[at:end] = some
+            for field in schema.single:
+                ids[field.name][at:end] = columns.ids[field.name]
+            for name, into in offsets.items():
+                starts = columns.offsets[name]
+                np.add(starts[1:], into[at] - starts[0], out=into[at + 1 : end + 1])
+                values[name].append(columns.ids[name][starts[0] : starts[-1]])
+            at = end
+        ids |= {name: np.concatenate(parts) for name, parts in values.items()}
+        return to_arrow(pa.array(user_ids), EncodedColumns(rows, ids, offsets), self._columns)
