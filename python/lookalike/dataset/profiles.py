@@ -156,7 +156,7 @@ class Population:
         return self.profile.schema
 
     def blocks(self, start: int, stop: int) -> Iterator[tuple[npt.NDArray[np.int64], EncodedColumns]]:
-        """Users `start:stop` in ascending order of their ids: ids `[rows]` and features, 65,536 users or fewer a time."""
+        """Users `start:stop`, ids ascending: ids `[rows]` and features, 65,536 users or fewer at a time."""
         for number in range(start // BLOCK_USERS, -(-stop // BLOCK_USERS)):
             first = number * BLOCK_USERS
             low, high = max(start - first, 0), min(stop - first, BLOCK_USERS)

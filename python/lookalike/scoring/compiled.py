@@ -71,7 +71,8 @@ class CompiledMetaHeac(nn.Module):
         self.expert_scale = 1.0 / config.num_experts if config.literal_average else 1.0
         self.critic_scale = 1.0 / config.num_critics if config.literal_average else 1.0
         starts = model.users.starts
-        self.multi_starts = [starts[name] for name in model.users.multi_names]
+        # Typed, because there may be none, and TorchScript cannot tell what an empty list holds.
+        self.multi_starts = torch.jit.Attribute([starts[name] for name in model.users.multi_names], list[int])
         single_starts = torch.tensor([starts[name] for name in model.users.single_names], dtype=torch.int64)
         self.register_buffer("single_starts", single_starts)
         table = model.user_embedding.detach()
