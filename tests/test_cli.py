@@ -23,6 +23,7 @@ from lookalike.cli.child import ServerProcess
 from lookalike.config import Config, load_config
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import InvalidInput, LookalikeError, NotFound, SchemaError, Unavailable
+from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.receipt import Receipt
 
 # What is tested here is the way, not how good the model is. Adaptation's settings travel with the checkpoint.
@@ -125,6 +126,8 @@ def test_a_machine_s_refusal_names_the_file() -> None:
         (["verify", "nowhere"], 3, "nowhere"),
         (["dataset", "get", "netflix"], 3, "ml1m"),
         (["simulate", "out", "--users", "3"], 2, "200"),
+        (["simulate", "out", "--pool"], 2, "lean or tencent"),
+        (["simulate", "out", "--profile", "lean", "--pool", "--campaigns", "9"], 2, "not for --pool"),
         (["client", "expand", "--campaign", "a", "-k", "1"], 2, "--seeds"),
         (["client", "get", "nothing"], 2, "neither"),
         (["client", "list", "--server", "127.0.0.1:1", "--timeout", "0.1"], 7, "connect"),
@@ -235,6 +238,15 @@ def test_from_nothing_to_a_verified_audience(
         members.set_column(rank, "rank", members["rank"].take(list(range(49, -1, -1)))), "audience/audience.parquet"
     )
     assert run(["verify", "audience"]) == 8
+
+
+def test_a_simulated_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    order = ["simulate", str(tmp_path / "pool"), "--profile", "lean", "--users", "1234", "--pool"]
+    assert run(order) == 0
+    assert "1,234" in capsys.readouterr().out
+    assert Pool.open(tmp_path / "pool").num_users == 1234
+    assert run(order) == 4
+    assert run([*order, "--overwrite"]) == 0
 
 
 def test_an_expansion_adapts_as_its_checkpoint_was_tuned_for(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike.dataset.layout import Dataset
+from lookalike.dataset.profiles import PROFILES, find_profile
 from lookalike.dataset.synthetic import simulate
 from lookalike.dataset.vocabulary import build_schema
 from lookalike.errors import AlreadyExists, InvalidInput
@@ -97,6 +98,41 @@ def test_features_tell_who_is_interested(sample_dataset: Path) -> None:
         scores = [np.mean([rate.get(v, 0.05) for v in interests[u]] or [0.05]) for u in users.to_pylist()]
         results.append(auc(labels, np.array(scores)))
     assert np.mean(results) > 0.55
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_s_history_is_in_the_layout(profile: str, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        simulate(tmp_path / name, users=3000, campaigns=10, seed=seed, profile=profile)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert digests(tmp_path / "a") != digests(tmp_path / "c")
+    dataset = Dataset.open(tmp_path / "a")
+    known = find_profile(profile).schema
+    found = build_schema(dataset.users_path)
+    assert [(field.name, field.kind) for field in found.fields] == [(field.name, field.kind) for field in known.fields]
+    for mine, theirs in zip(found.fields, known.fields, strict=True):
+        assert set(mine.values) <= set(theirs.values)
+    assert len(dataset.campaign_schema().fields) == (6 if profile == "tencent" else 5)
+    for campaign_id in dataset.campaign_ids():
+        assert dataset.samples(campaign_id, "seed")[1].sum() >= 20
+
+
+def test_of_a_profile_s_large_campaigns_a_part_is_known(tmp_path: Path) -> None:
+    """So that samples do not grow with the users; and whom nobody knows of is no negative."""
+    dataset = simulate(tmp_path / "d", users=80_000, campaigns=5, profile="lean")
+    for campaign_id in dataset.campaign_ids():
+        seeds, audience = (dataset.samples(campaign_id, stage)[1] for stage in ("seed", "audience"))
+        assert (seeds.sum(), audience.sum()) == (600, 1400)
+        assert (seeds == 0).sum() == 20 * 600
+        assert (audience == 0).sum() == 20 * 1400
+
+
+def test_a_profile_has_integers_as_ids(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="integers") as caught:
+        simulate(tmp_path / "d", users=200, campaigns=5, profile="lean", string_ids=True)
+    assert caught.value.field == "string_ids"
+    with pytest.raises(InvalidInput, match="no profile 'fat'"):
+        simulate(tmp_path / "d", users=200, campaigns=5, profile="fat")
 
 
 def test_what_is_too_small_or_taken_is_refused(tmp_path: Path) -> None:

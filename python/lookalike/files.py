@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lookalike.errors import AlreadyExists
+from lookalike.errors import AlreadyExists, ResourceExhausted
 
 
 @contextmanager
@@ -81,3 +81,18 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def require_space(folder: Path, needed: int, *, purpose: str) -> None:
+    """Refuse to begin what cannot end: `folder` is there, and `needed` is in bytes.
+
+    Raises:
+        ResourceExhausted: its disk has less left; the message says how much is needed.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ResourceExhausted(
+            f"{purpose} needs {needed / 1e9:.1f} GB on the disk of {folder.absolute()}, which has "
+            f"{free / 1e9:.1f} GB left: free some, or choose another place",
+            field="output",
+        )

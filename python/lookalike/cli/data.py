@@ -6,12 +6,16 @@ Knows the dataset and pool rooms; torch is loaded only to read a checkpoint's vo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lookalike.cli import display
 from lookalike.cli.options import Overwrite
+from lookalike.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from lookalike.pool.snapshot import Pool
 
 dataset_app = typer.Typer(no_args_is_help=True, help="Published data sets.", rich_markup_mode=None)
 
@@ -50,23 +54,60 @@ def get(
 
 
 def simulate(
-    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Dataset folder to write.")],
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.")],
+    profile: Annotated[str, typer.Option(help="Kind of users: sample, lean or tencent.")] = "sample",
     users: Annotated[int, typer.Option(help="How many users.")] = 5000,
-    campaigns: Annotated[int, typer.Option(help="How many campaigns; some are for testing.")] = 60,
+    campaigns: Annotated[int | None, typer.Option(help="How many campaigns, some for testing.  [default: 60]")] = None,
+    pool: Annotated[bool, typer.Option("--pool", help="Write a pool of users alone, of any size.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     string_ids: Annotated[bool, typer.Option("--string-ids", help="Ids are strings, not integers.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a synthetic dataset: to try everything with no data at hand.
+    """Write a synthetic dataset, or a pool: to try everything with no data at hand, at any size.
+
+    The profile lean has 14 single-valued fields, 23 bytes a user; tencent the schema of the paper, 7 single-valued and
+    7 multi-valued fields. Their vocabularies are fixed, and the users of a dataset are the first ones of every pool
+    with the same profile and seed: train on the dataset and a small pool, and expand over a large one.
 
     \b
-    Example:
+    Examples:
       lookalike simulate sample --users 5000 --campaigns 60
+      lookalike simulate history --profile lean --users 200000
+      lookalike simulate pool --profile lean --users 1000000000 --pool
     """
+    if pool:
+        if campaigns is not None or string_ids:
+            raise InvalidInput("--campaigns and --string-ids are for datasets, not for --pool", field="pool")
+        _simulate_pool(output, profile, users, seed, overwrite)
+        return
     from lookalike.dataset.synthetic import simulate as write
 
-    write(output, users=users, campaigns=campaigns, seed=seed, string_ids=string_ids, overwrite=overwrite)
+    write(
+        output,
+        users=users,
+        campaigns=60 if campaigns is None else campaigns,
+        seed=seed,
+        string_ids=string_ids,
+        overwrite=overwrite,
+        profile=profile,
+    )
     _summary(output)
+
+
+def _simulate_pool(output: Path, profile: str, users: int, seed: int, overwrite: bool) -> None:
+    from lookalike.dataset.profiles import find_profile
+    from lookalike.pool.simulated import simulate_pool
+
+    with display.progress() as report:
+        written = simulate_pool(
+            output,
+            find_profile(profile),
+            users=users,
+            seed=seed,
+            progress=lambda done, total: report("users", done, total, ""),
+            overwrite=overwrite,
+        )
+    _pool_summary(written)
 
 
 def ingest(
@@ -109,6 +150,10 @@ def ingest(
             overwrite=overwrite,
             memory_gib=memory_gib,
         )
+    _pool_summary(pool)
+
+
+def _pool_summary(pool: Pool) -> None:
     display.table(
         [
             ("pool", pool.path),
