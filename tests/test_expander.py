@@ -33,7 +33,6 @@ from lookalike.files import file_digest
 from lookalike.pool.ingest import ingest
 from lookalike.retrieval.audience import Audience, write_members
 from lookalike.retrieval.receipt import Progress, Receipt, SeedMatch, Stage
-from lookalike.retrieval.selection import row_bitmap
 from lookalike.retrieval.verify import Verification, require_passed, verify
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.compiled import TorchScriptEngine
@@ -246,13 +245,6 @@ def test_an_audience_that_is_none_is_refused(audience: Audience, tmp_path: Path)
     (copy / "manifest.json").write_text("{}")
     with pytest.raises(DataCorrupted, match="not a receipt"):
         Audience.open(copy)
-
-
-def test_bitmap_has_a_bit_for_each_row() -> None:
-    rows = np.array([0, 7, 8, 20, 21], np.int64)
-    bits = np.unpackbits(row_bitmap(rows, 22), bitorder="little")
-    assert np.flatnonzero(bits).tolist() == rows.tolist()
-    assert len(row_bitmap(rows, 22)) == 3
 
 
 # verify ---------------------------------------------------------------------------------------------------------------

@@ -66,6 +66,11 @@ class Pool:
         return self.manifest.rows
 
     @property
+    def shard_ends(self) -> tuple[int, ...]:
+        """For each shard, the row after its last."""
+        return tuple(self._starts[1:].tolist())
+
+    @property
     def schema(self) -> FeatureSchema:
         """Fields of users: what every encoded column means."""
         return self.manifest.schema
