@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike.config import Config
-from lookalike.dataset.layout import Dataset
 from lookalike.dataset.synthetic import simulate
 from lookalike.errors import (
     AlreadyExists,
@@ -37,21 +36,6 @@ from lookalike.retrieval.verify import Verification, require_passed, verify
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.compiled import TorchScriptEngine
 from lookalike.training.meta import train
-
-
-@pytest.fixture(scope="module")
-def expander(sample_checkpoint: Path, sample_pool: Path, small_config: Config) -> Expander:
-    return Expander.open(sample_checkpoint, sample_pool, small_config)
-
-
-@pytest.fixture(scope="module")
-def order(sample_dataset: Path) -> dict[str, Any]:
-    """What a marketer hands in: a test campaign's name, features and seeds."""
-    dataset = Dataset.open(sample_dataset)
-    campaign = dataset.campaign_ids("test")[0]
-    users, labels = dataset.samples(campaign, "seed")
-    seeds = users.filter(pa.array(labels == 1))
-    return {"campaign": str(campaign), "features": dataset.campaign_features(campaign), "seeds": seeds, "k": 300}
 
 
 @pytest.fixture(scope="module")
