@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Before torch is loaded: OpenMP threads that spin while they wait starve the servers the tests run beside.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import pyarrow as pa
 import pytest
 
 from lookalike.config import AdaptationConfig, Config, ModelConfig, ScoringConfig, TrainingConfig
@@ -15,6 +17,9 @@ from lookalike.dataset.layout import Dataset
 from lookalike.dataset.synthetic import simulate
 from lookalike.pool.ingest import ingest
 from lookalike.pool.snapshot import Pool
+
+if TYPE_CHECKING:
+    from lookalike.expander import Expander
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -73,3 +78,21 @@ def sample_checkpoint(
     path = tmp_path_factory.mktemp("sample") / "checkpoint"
     train(Dataset.open(sample_dataset), Pool.open(sample_pool), path, small_config)
     return path
+
+
+@pytest.fixture(scope="session")
+def expander(sample_checkpoint: Path, sample_pool: Path, small_config: Config) -> Expander:
+    """`sample_checkpoint` and `sample_pool`, open."""
+    from lookalike.expander import Expander
+
+    return Expander.open(sample_checkpoint, sample_pool, small_config)
+
+
+@pytest.fixture(scope="session")
+def order(sample_dataset: Path) -> dict[str, Any]:
+    """What a marketer hands in: a test campaign's name, features and seeds."""
+    dataset = Dataset.open(sample_dataset)
+    campaign = dataset.campaign_ids("test")[0]
+    users, labels = dataset.samples(campaign, "seed")
+    seeds = users.filter(pa.array(labels == 1))
+    return {"campaign": str(campaign), "features": dataset.campaign_features(campaign), "seeds": seeds, "k": 300}

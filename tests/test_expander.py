@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike.config import Config
-from lookalike.dataset.layout import Dataset
 from lookalike.dataset.synthetic import simulate
 from lookalike.errors import (
     AlreadyExists,
@@ -33,26 +32,10 @@ from lookalike.files import file_digest
 from lookalike.pool.ingest import ingest
 from lookalike.retrieval.audience import Audience, write_members
 from lookalike.retrieval.receipt import Progress, Receipt, SeedMatch, Stage
-from lookalike.retrieval.selection import row_bitmap
 from lookalike.retrieval.verify import Verification, require_passed, verify
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.compiled import TorchScriptEngine
 from lookalike.training.meta import train
-
-
-@pytest.fixture(scope="module")
-def expander(sample_checkpoint: Path, sample_pool: Path, small_config: Config) -> Expander:
-    return Expander.open(sample_checkpoint, sample_pool, small_config)
-
-
-@pytest.fixture(scope="module")
-def order(sample_dataset: Path) -> dict[str, Any]:
-    """What a marketer hands in: a test campaign's name, features and seeds."""
-    dataset = Dataset.open(sample_dataset)
-    campaign = dataset.campaign_ids("test")[0]
-    users, labels = dataset.samples(campaign, "seed")
-    seeds = users.filter(pa.array(labels == 1))
-    return {"campaign": str(campaign), "features": dataset.campaign_features(campaign), "seeds": seeds, "k": 300}
 
 
 @pytest.fixture(scope="module")
@@ -246,13 +229,6 @@ def test_an_audience_that_is_none_is_refused(audience: Audience, tmp_path: Path)
     (copy / "manifest.json").write_text("{}")
     with pytest.raises(DataCorrupted, match="not a receipt"):
         Audience.open(copy)
-
-
-def test_bitmap_has_a_bit_for_each_row() -> None:
-    rows = np.array([0, 7, 8, 20, 21], np.int64)
-    bits = np.unpackbits(row_bitmap(rows, 22), bitorder="little")
-    assert np.flatnonzero(bits).tolist() == rows.tolist()
-    assert len(row_bitmap(rows, 22)) == 3
 
 
 # verify ---------------------------------------------------------------------------------------------------------------

@@ -5,11 +5,10 @@ Everything above this floor (runtimes, service, command line) expands through he
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,16 +17,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from lookalike import __version__
 from lookalike.config import Config
-from lookalike.errors import AlreadyExists, EmptySeeds, FailedPrecondition, InvalidInput, SchemaError
+from lookalike.errors import AlreadyExists, DataCorrupted, EmptySeeds, FailedPrecondition, InvalidInput, SchemaError
 from lookalike.files import file_digest, staged_folder
+from lookalike.pool.bitmap import Bitmap, count
+from lookalike.pool.exclusions import Exclude, Exclusions, UserIds, exclusions, marked_ids
+from lookalike.pool.filters import Filter
 from lookalike.pool.snapshot import Pool
-from lookalike.retrieval.audience import Audience, ids_digest, write_members, write_receipt, write_seeds
+from lookalike.retrieval.audience import (
+    Audience,
+    ids_digest,
+    write_exclusions,
+    write_members,
+    write_receipt,
+    write_seeds,
+)
 from lookalike.retrieval.receipt import (
     AUDIENCE_NAME,
+    EXCLUSIONS_NAME,
     FORMAT_VERSION,
     MODEL_NAME,
     RECEIPT_NAME,
@@ -38,7 +47,9 @@ from lookalike.retrieval.receipt import (
     SeedMatch,
     Stage,
 )
-from lookalike.retrieval.selection import Selection, select
+from lookalike.retrieval.selection import Selection, Skipped, select, skipped
+from lookalike.retrieval.topk import TopK
+from lookalike.retrieval.work import Work, identity, work_folder
 from lookalike.schema import EncodedColumns, FeatureValue
 from lookalike.scoring.compiled import TorchScriptEngine, compile_model, compute_threads, resolve
 from lookalike.training.adapt import Adapted, adapt
@@ -61,6 +72,9 @@ class _Request:
     k: int
     include_seeds: bool
     random_seed: int
+    filter: Filter | None
+    exclusions: Exclusions
+    exclusions_sha256: str  # of those the pool has; empty if there are none
 
 
 @dataclass
@@ -72,8 +86,8 @@ class _Watch:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, stage: Stage, total: int = 1) -> Iterator[Callable[[int, int], None]]:
-        self.report(stage, 0, total)
+    def stage(self, stage: Stage, total: int = 1, done: int = 0) -> Iterator[Callable[[int, int], None]]:
+        self.report(stage, done, total)
         started = time.perf_counter()
         yield lambda done, of: self.report(stage, done, of)
         self.seconds[stage.value.lower()] = round(time.perf_counter() - started, 4)
@@ -119,17 +133,22 @@ class Expander:
         self,
         *,
         campaign: str,
-        seeds: pa.Array | pa.ChunkedArray | Sequence[int | str],
+        seeds: UserIds,
         k: int,
         features: Mapping[str, FeatureValue] | None = None,
         output: Path | None = None,
         include_seeds: bool = False,
+        filter: str = "",  # noqa: A002
+        exclude: Exclude = (),
         random_seed: int = 0,
         job_id: str = "",
         progress: ProgressCallback | None = None,
         cancelled: CancelledCallback | None = None,
     ) -> Audience:
-        """The exact top `k` of the pool for a campaign, as an audience folder with its receipt.
+        """The exact top `k` of the eligible users for a campaign, as an audience folder with its receipt.
+
+        An expansion that was killed, or stopped by Ctrl-C, leaves `<output>.partial-<12 hex digits of the request>`;
+        the very same request, made again, goes on from there and gives the same bytes.
 
         Args:
             campaign: a name for the receipt.
@@ -138,58 +157,101 @@ class Expander:
             features: campaign features by name; left-out ones are missing, unseen values unknown.
             output: folder to create; default `audiences/<campaign>-<12 hex digits of the request>`. If it holds the
                 audience of the very same request, that is returned and nothing is done.
-            include_seeds: let seeds into the audience.
+            include_seeds: let seeds into the audience, if they are eligible.
+            filter: who is eligible, such as `country in ('DE', 'AT') and age >= '3'`; see `pool.filters.Filter`.
+            exclude: users to leave out: ids, or files of them; see `pool.exclusions`. Seeds among them still count as
+                seeds.
             random_seed: of negatives, folds and batches. The same request gives the same bytes.
             progress: called at least once a training step and once a scored block, on this thread.
             cancelled: asked as often.
 
         Raises:
-            EmptySeeds, SchemaError, InvalidInput: the request is wrong. AlreadyExists: `output` holds something else.
+            EmptySeeds, SchemaError, InvalidInput: the request is wrong, or nobody is eligible.
+            AlreadyExists: `output` holds something else. Unavailable: the same expansion is running.
             Cancelled: `cancelled()` turned true; nothing is left behind.
         """
         watch = _Watch(progress, cancelled)
         with watch.stage(Stage.MATCHING, len(seeds)) as report:
-            request = self._check(campaign, dict(features or {}), seeds, k, include_seeds, random_seed)
+            plain = dict(features or {})
+            request = self._check(campaign, plain, seeds, k, include_seeds, random_seed, filter, exclude)
+            folder = Path(output) if output is not None else Path("audiences") / self._default_name(request)
+            if folder.exists():
+                report(len(seeds), len(seeds))
+                return self._existing(folder, request)
+            skip = self._skipped(request)
             report(len(seeds), len(seeds))
-        folder = Path(output) if output is not None else Path("audiences") / self._default_name(request)
-        if folder.exists():
-            return self._existing(folder, request)
+        with Work(folder, self._names(request), lambda partial: self._load(partial, request, skip.bitmap)) as work:
+            adapted = self._adapted(request, watch) if work.adaptation is None else None
+            with watch.stage(Stage.COMPILING) as report:
+                if adapted is not None:
+                    self._begin(work, request, adapted)
+                engine = TorchScriptEngine(work.model, self.config.scoring)
+                report(1, 1)
+            top = work.top or self._top(request, skip.bitmap)
+            with watch.stage(Stage.SCORING, self.pool.num_users, top.rows_seen) as report:
+                selection = select(self.pool, engine, top, save=work.save, progress=report, cancelled=cancelled)
+            with staged_folder(folder, within=work.path) as staged:
+                with watch.stage(Stage.WRITING):
+                    self._write(staged, work, request, selection)
+                watch.seconds["select"] = round(selection.select_seconds, 4)
+                write_receipt(staged, self._receipt(request, work, selection, skip, staged, job_id, watch.seconds))
+        watch.report(Stage.WRITING, 1, 1)
+        return Audience.open(folder)
+
+    def _adapted(self, request: _Request, watch: _Watch) -> Adapted:
         # On the CPU even where a GPU scores: batches are small, and a GPU's sums are in no fixed order.
         with watch.stage(Stage.ADAPTING) as report, compute_threads(self.config.scoring.threads):
-            adapted = adapt(
+            return adapt(
                 self.checkpoint,
                 self.pool,
                 request.encoded,
                 request.seed_rows,
                 self.config.adaptation,
-                random_seed=random_seed,
+                random_seed=request.random_seed,
                 progress=report,
-                cancelled=cancelled,
+                cancelled=watch.cancelled,
             )
-        with staged_folder(folder) as staged:
-            with watch.stage(Stage.COMPILING) as report:
-                compile_model(adapted.model, request.encoded, staged / MODEL_NAME, self._names(request))
-                engine = TorchScriptEngine(staged / MODEL_NAME, self.config.scoring)
-                report(1, 1)
-            with watch.stage(Stage.SCORING, self.pool.num_users) as report:
-                skip = np.zeros(0, np.int64) if include_seeds else request.seed_rows
-                selection = select(self.pool, engine, k, skip, progress=report, cancelled=cancelled)
-            with watch.stage(Stage.WRITING) as report:
-                write_members(staged / AUDIENCE_NAME, self.pool.user_ids(selection.rows), selection.scores)
-                write_seeds(staged / SEEDS_NAME, self.pool.user_ids(request.seed_rows))
-            watch.seconds["select"] = round(selection.select_seconds, 4)
-            write_receipt(staged, self._receipt(request, adapted, selection, staged, job_id, watch.seconds))
-        watch.report(Stage.WRITING, 1, 1)
-        return Audience.open(folder)
+
+    def _begin(self, work: Work, request: _Request, adapted: Adapted) -> None:
+        facts = Adaptation(
+            best_epoch=adapted.best_epoch,
+            samples=adapted.samples,
+            folds=adapted.folds,
+            held_out_auc=adapted.held_out_auc,
+            general_auc=adapted.general_auc,
+            history=adapted.history,
+        )
+        names = self._names(request)
+        work.begin(facts, lambda path: compile_model(adapted.model, request.encoded, path, names))
+
+    def _top(self, request: _Request, skip: Bitmap) -> TopK:
+        total = self.pool.num_users
+        return TopK(min(request.k, total), num_rows=total, skip=skip)
+
+    def _load(self, partial: memoryview, request: _Request, skip: Bitmap) -> TopK:
+        top = TopK.load(partial, num_rows=self.pool.num_users, skip=skip)
+        if top.k != min(request.k, self.pool.num_users):
+            raise DataCorrupted(f"its selection is of {top.k} users", field="k")
+        return top
+
+    def _write(self, staged: Path, work: Work, request: _Request, selection: Selection) -> None:
+        write_members(staged / AUDIENCE_NAME, self.pool.user_ids(selection.rows), selection.scores)
+        write_seeds(staged / SEEDS_NAME, self.pool.user_ids(request.seed_rows))
+        if request.exclusions_sha256:
+            excluded = marked_ids(self.pool, request.exclusions.bitmap)
+            write_exclusions(staged / EXCLUSIONS_NAME, self.pool.id_type, excluded)
+        shutil.copyfile(work.model, staged / MODEL_NAME)
 
     def _check(
         self,
         campaign: str,
         features: dict[str, FeatureValue],
-        seeds: pa.Array | pa.ChunkedArray | Sequence[int | str],
+        seeds: UserIds,
         k: int,
         include_seeds: bool,
         random_seed: int,
+        filter: str,  # noqa: A002
+        exclude: Exclude,
     ) -> _Request:
         if not campaign:
             raise InvalidInput("a campaign needs a name", field="campaign")
@@ -200,6 +262,7 @@ class Expander:
         if len(seeds) == 0:
             raise EmptySeeds("no seeds were given; give user ids of the pool", field="seeds")
         features = _canonical(features)
+        eligible = Filter(filter, self.pool.schema) if filter.strip() else None
         encoded = self.checkpoint.campaign_schema.encode_features(features, where="features")
         rows = np.sort(self.pool.find(seeds))
         found = rows[rows >= 0]
@@ -210,17 +273,47 @@ class Expander:
             duplicates=len(found) - len(matched),
             not_in_pool=len(rows) - len(found),
         )
+        excluded = exclusions(self.pool, exclude)
         return _Request(
             campaign,
             features,
             encoded,
             matched,
             match,
-            ids_digest(self.pool.user_ids(matched)),
+            ids_digest([self.pool.user_ids(matched)]),
             k,
             include_seeds,
             random_seed,
+            eligible,
+            excluded,
+            ids_digest(marked_ids(self.pool, excluded.bitmap)) if excluded.matched else "",
         )
+
+    def _skipped(self, request: _Request) -> Skipped:
+        """Everyone who is not to be chosen.
+
+        Raises:
+            InvalidInput: that is everyone, for the filter or the exclusions.
+        """
+        seeds = request.seed_rows[:0] if request.include_seeds else request.seed_rows
+        threads = self.config.scoring.threads
+        skip = skipped(self.pool, seeds, request.exclusions, request.filter, threads=threads)
+        eligible = self.pool.num_users - count(skip.bitmap)
+        if eligible == 0 and request.filter is not None:
+            passed = self.pool.num_users - skip.filtered
+            raise InvalidInput(
+                f"nobody is eligible: {passed:,} users pass the filter {request.filter.text}"
+                + (", all of them seeds or excluded" if passed else ""),
+                field="filter",
+                reason="NOBODY_ELIGIBLE",
+            )
+        if eligible == 0 and request.exclusions.matched:
+            raise InvalidInput(
+                "nobody is eligible: every user of the pool is a seed or excluded",
+                field="exclude",
+                reason="NOBODY_ELIGIBLE",
+            )
+        return skip
 
     def _names(self, request: _Request) -> dict[str, Any]:
         """What identifies the request, by the receipt's names: equal names, equal bytes."""
@@ -231,6 +324,8 @@ class Expander:
             "features": request.features,
             "seeds_sha256": request.seeds_sha256,
             "include_seeds": request.include_seeds,
+            "filter": request.filter.text if request.filter is not None else "",
+            "exclusions_sha256": request.exclusions_sha256,
             "random_seed": request.random_seed,
             "k_requested": request.k,
             "checkpoint_sha256": self.checkpoint_sha256,
@@ -244,7 +339,7 @@ class Expander:
 
     def _default_name(self, request: _Request) -> str:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in request.campaign)[:64]
-        return f"{safe}-{hashlib.sha256(json.dumps(self._names(request), sort_keys=True).encode()).hexdigest()[:12]}"
+        return f"{safe}-{identity(self._names(request))[:12]}"
 
     def _existing(self, folder: Path, request: _Request) -> Audience:
         if not (folder / RECEIPT_NAME).exists():
@@ -256,17 +351,21 @@ class Expander:
                 raise AlreadyExists(
                     f"{folder} holds an audience with another {name}; choose another output", field="output"
                 )
+        # Left where a run was killed when it had just published.
+        shutil.rmtree(work_folder(folder, self._names(request)), ignore_errors=True)
         return audience
 
     def _receipt(
         self,
         request: _Request,
-        adapted: Adapted,
+        work: Work,
         selection: Selection,
+        skip: Skipped,
         staged: Path,
         job_id: str,
         seconds: Mapping[str, float],
     ) -> Receipt:
+        assert work.adaptation is not None
         cutoff = float(selection.scores[-1]) if len(selection.scores) else None
         return Receipt(
             format_version=FORMAT_VERSION,
@@ -278,22 +377,26 @@ class Expander:
             pool_users=self.pool.num_users,
             users_scored=selection.users_scored,
             users_skipped=selection.users_skipped,
+            users_filtered=skip.filtered,
+            exclusions=_counts(request.exclusions),
             k=len(selection.rows),
             cutoff_score=cutoff,
             ties_at_cutoff=selection.ties_at_cutoff,
             ties_selected=int(np.count_nonzero(selection.scores == selection.scores[-1:])),
-            adaptation=Adaptation(
-                best_epoch=adapted.best_epoch,
-                samples=adapted.samples,
-                folds=adapted.folds,
-                held_out_auc=adapted.held_out_auc,
-                general_auc=adapted.general_auc,
-                history=adapted.history,
-            ),
+            adaptation=work.adaptation,
             seconds=seconds,
             audience_sha256=file_digest(staged / AUDIENCE_NAME),
             model_sha256=file_digest(staged / MODEL_NAME),
         )
+
+
+def _counts(excluded: Exclusions) -> SeedMatch:
+    return SeedMatch(
+        given=excluded.given,
+        matched=excluded.matched,
+        duplicates=excluded.duplicates,
+        not_in_pool=excluded.not_in_pool,
+    )
 
 
 def _canonical(features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:

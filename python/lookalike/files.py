@@ -17,8 +17,10 @@ from lookalike.errors import AlreadyExists, ResourceExhausted
 
 
 @contextmanager
-def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(output: Path, *, overwrite: bool = False, within: Path | None = None) -> Iterator[Path]:
     """A new folder beside `output` to write into; it takes `output`'s name when the block ends well.
+
+    With `within`, a folder on the same file system, it is written there, so that whoever owns that finds leftovers.
 
     When the block raises (Ctrl-C too) the new folder is removed and `output` is as it was. An old `output` is set
     aside before the rename and removed after it: a crash between the two leaves both under their temporary names.
@@ -30,7 +32,7 @@ def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise AlreadyExists(f"{output} exists; choose another name or ask to overwrite it", field="output")
     output.parent.mkdir(parents=True, exist_ok=True)
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
-    staged = output.parent / f"{output.name}.tmp-{token}"
+    staged = (within or output.parent) / f"{output.name}.tmp-{token}"
     staged.mkdir()
     try:
         yield staged
@@ -39,6 +41,21 @@ def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
+
+
+def write_whole(path: Path, *parts: bytes) -> None:
+    """Write a file beside, flush it to the disk and rename it: after a crash it holds the old bytes or the new."""
+    staged = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with staged.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
 
 
 def _publish(staged: Path, output: Path, *, aside: Path, overwrite: bool) -> None:

@@ -18,7 +18,9 @@ from lookalike.cli.options import (
     CheckpointFolder,
     ConfigFile,
     DatasetFolder,
+    Exclude,
     Features,
+    Filter,
     IncludeSeeds,
     Overrides,
     PoolFolder,
@@ -44,6 +46,8 @@ def expand(
     features: Features = None,
     dataset: DatasetFolder = None,
     include_seeds: IncludeSeeds = False,
+    filter: Filter = "",  # noqa: A002
+    exclude: Exclude = None,
     random_seed: RandomSeed = 0,
     as_json: AsJson = False,
     config: ConfigFile = None,
@@ -52,13 +56,18 @@ def expand(
     """Find the users of a pool who are most like a campaign's seeds, in this process.
 
     Writes a folder: audience.parquet (rank, user_id, score), manifest.json (the receipt), model.pt (the customised
-    model) and seeds.parquet. If the folder holds this very audience already, nothing is done.
+    model), seeds.parquet and, with --exclude, exclusions.parquet. If the folder holds this very audience already,
+    nothing is done; if the command was killed or stopped by Ctrl-C, the same command goes on where it was.
+
+    --filter compares fields of the pool with values by = != < <= > >=, IN, BETWEEN, LIKE and IS NULL, and multi-valued
+    ones by contains(field, 'value'); AND, OR, NOT join. Numeric fields are kept in bins: >= and < at their edges.
 
     \b
     Examples:
       lookalike expand --checkpoint general --pool pool --dataset ml1m --campaign 1 -k 500
       lookalike expand --checkpoint general --pool pool --campaign spring --seeds seeds.txt \\
-          --feature category=shoes -k 100000 --output audiences/spring
+          --feature category=shoes -k 100000 --output audiences/spring \\
+          --filter "country in ('DE', 'AT') and age >= 3" --exclude opted-out.txt --exclude customers.parquet
     """
     from lookalike.cli.seeds import gather
     from lookalike.expander import Expander
@@ -77,6 +86,8 @@ def expand(
             k=size,
             output=output,
             include_seeds=include_seeds,
+            filter=filter,
+            exclude=exclude or (),
             random_seed=random_seed,
             progress=show,
         )
@@ -124,11 +135,18 @@ def verify(
 
 def _show(path: Path, receipt: Receipt) -> None:
     seeds, adaptation = receipt.seeds, receipt.adaptation
+    skipped: list[tuple[str, object]] = []
+    if receipt.filter:
+        skipped.append(("users filtered", receipt.users_filtered))
+    if (excluded := receipt.exclusions).given:
+        matched = f"{excluded.given:,} given, {excluded.matched:,} matched, {excluded.not_in_pool:,} not in the pool"
+        skipped.append(("exclusions", matched))
     rows: list[tuple[str, object]] = [
         ("audience", path),
         ("members", receipt.k),
         ("seeds", f"{seeds.given:,} given, {seeds.matched:,} matched, {seeds.not_in_pool:,} not in the pool"),
         ("users scored", receipt.users_scored),
+        *skipped,
         ("cut-off", f"{receipt.cutoff_score}, {receipt.ties_at_cutoff:,} users on it, {receipt.ties_selected:,} in"),
         ("AUC on held-out seeds", f"{adaptation.held_out_auc:.4f}, {adaptation.general_auc:.4f} before adapting"),
         ("seconds", ", ".join(f"{name} {seconds:.2f}" for name, seconds in receipt.seconds.items())),

@@ -42,6 +42,14 @@ DatasetFolder = Annotated[
 ]
 Size = Annotated[int, typer.Option("-k", "--size", help="How many users to find.")]
 IncludeSeeds = Annotated[bool, typer.Option("--include-seeds", help="Let the seeds themselves into the audience.")]
+Filter = Annotated[
+    str,
+    typer.Option("--filter", metavar="EXPRESSION", help="Who is eligible: \"country in ('DE','AT') and age >= '3'\"."),
+]
+Exclude = Annotated[
+    list[Path] | None,
+    typer.Option("--exclude", metavar="FILE", help="Users to leave out; files as of --seeds, not stdin; repeatable."),
+]
 RandomSeed = Annotated[int, typer.Option(help="Same request and same random seed, same bytes.")]
 
 

@@ -66,6 +66,11 @@ class Pool:
         return self.manifest.rows
 
     @property
+    def shard_ends(self) -> tuple[int, ...]:
+        """For each shard, the row after its last."""
+        return tuple(self._starts[1:].tolist())
+
+    @property
     def schema(self) -> FeatureSchema:
         """Fields of users: what every encoded column means."""
         return self.manifest.schema
@@ -75,13 +80,13 @@ class Pool:
         """SHA-256 that names the content; see `Manifest.fingerprint`."""
         return self.manifest.fingerprint
 
-    def find(self, user_ids: pa.Array | pa.ChunkedArray | Sequence[int | str]) -> Rows:
+    def find(self, user_ids: pa.Array | pa.ChunkedArray | Sequence[int | str], *, field: str = "seeds") -> Rows:
         """Row of each user, or -1 for one the pool lacks: `[user_ids]`, in the order given.
 
         Raises:
-            InvalidInput: ids of another type than the pool's, or null; field "seeds".
+            InvalidInput: ids of another type than the pool's, or null; it names `field`.
         """
-        wanted = self._as_ids(user_ids)
+        wanted = self._as_ids(user_ids, field)
         order = pc.sort_indices(wanted)  # neighbours share pages, and each shard gets one slice
         ascending = wanted.take(order)
         firsts = pa.concat_arrays([shard.user_ids.slice(0, 1) for shard in self._shards])
@@ -176,7 +181,7 @@ class Pool:
             if progress is not None:
                 progress(entry.first_row + entry.rows, self.num_users)
 
-    def _as_ids(self, user_ids: pa.Array | pa.ChunkedArray | Sequence[int | str]) -> pa.Array:
+    def _as_ids(self, user_ids: pa.Array | pa.ChunkedArray | Sequence[int | str], field: str) -> pa.Array:
         kind = "integers" if pa.types.is_int64(self.id_type) else "strings"
         wrong = f"user ids of this pool are {kind}"
         if isinstance(user_ids, pa.ChunkedArray):
@@ -186,12 +191,12 @@ class Pool:
             if pa.types.is_dictionary(ids.type):
                 ids = ids.dictionary_decode()
             if not (len(ids) == 0 or _same_kind(ids.type, self.id_type)):
-                raise InvalidInput(f"{wrong}, but seeds were given as {ids.type}: cast them", field="seeds")
+                raise InvalidInput(f"{wrong}, but '{field}' has {ids.type}: cast them", field=field)
             ids = pc.cast(ids, self.id_type)
         except (pa.ArrowException, OverflowError, TypeError) as error:
-            raise InvalidInput(f"{wrong}: {error}", field="seeds") from error
+            raise InvalidInput(f"{wrong}: {error}", field=field) from error
         if ids.null_count:
-            raise InvalidInput("seeds hold a null; leave it out", field="seeds")
+            raise InvalidInput(f"'{field}' holds a null; leave it out", field=field)
         return ids
 
     def _by_shard(self, rows: npt.NDArray[np.integer[Any]]) -> tuple[Rows, list[tuple[OpenShard, Rows]]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.errors import DataCorrupted, InvalidInput
-from lookalike.retrieval.receipt import AUDIENCE_NAME, RECEIPT_NAME, SEEDS_NAME, Receipt
+from lookalike.retrieval.receipt import AUDIENCE_NAME, EXCLUSIONS_NAME, RECEIPT_NAME, SEEDS_NAME, Receipt
 
 # A page of members decodes one row group: small enough for a page to be cheap, large enough for a scan to be fast.
 ROW_GROUP = 1 << 17
@@ -98,6 +98,10 @@ class Audience:
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise DataCorrupted(f"cannot read {self.path / SEEDS_NAME}: {error}", field=SEEDS_NAME) from error
 
+    def exclusions(self) -> Path | None:
+        """The file of the excluded users' ids, ascending, if any was in the pool."""
+        return self.path / EXCLUSIONS_NAME if self.receipt.exclusions_sha256 else None
+
 
 def _read_group(file: pq.ParquetFile, group: int) -> pa.Table:
     try:
@@ -123,6 +127,14 @@ def write_seeds(path: Path, user_ids: pa.Array) -> None:
     pq.write_table(pa.table({"user_id": user_ids}), path, compression="zstd")
 
 
+def write_exclusions(path: Path, id_type: pa.DataType, pieces: Iterable[pa.Array]) -> None:
+    """Write `exclusions.parquet`: the excluded users of the pool, ascending, a piece at a time."""
+    schema = pa.schema([("user_id", id_type)])
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for ids in pieces:
+            writer.write_table(pa.table([ids], schema=schema))
+
+
 def write_receipt(folder: Path, receipt: Receipt) -> None:
     """Write `manifest.json`."""
     (folder / RECEIPT_NAME).write_text(
@@ -130,8 +142,12 @@ def write_receipt(folder: Path, receipt: Receipt) -> None:
     )
 
 
-def ids_digest(ids: pa.Array) -> str:
+def ids_digest(pieces: Iterable[pa.Array]) -> str:
     """SHA-256 of ids: eight little-endian bytes each, or UTF-8 each followed by a zero byte."""
-    if pa.types.is_int64(ids.type):
-        return hashlib.sha256(ids.to_numpy(zero_copy_only=False).astype("<i8").tobytes()).hexdigest()
-    return hashlib.sha256("".join(f"{user_id}\0" for user_id in ids.to_pylist()).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for ids in pieces:
+        if pa.types.is_int64(ids.type):
+            digest.update(ids.to_numpy(zero_copy_only=False).astype("<i8", copy=False))
+        else:
+            digest.update("".join(f"{user_id}\0" for user_id in ids.to_pylist()).encode())
+    return digest.hexdigest()

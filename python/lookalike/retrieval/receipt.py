@@ -21,6 +21,7 @@ RECEIPT_NAME = "manifest.json"
 AUDIENCE_NAME = "audience.parquet"
 MODEL_NAME = "model.pt"
 SEEDS_NAME = "seeds.parquet"
+EXCLUSIONS_NAME = "exclusions.parquet"
 FORMAT_VERSION = 1
 
 
@@ -43,7 +44,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedMatch:
-    """Seeds as given, and what became of them: given = matched + duplicates + not_in_pool."""
+    """Seeds, or exclusions, as given, and what became of them: given = matched + duplicates + not_in_pool."""
 
     given: int
     matched: int
@@ -82,7 +83,7 @@ class Receipt:
     pool: Path
     pool_users: int
     users_scored: int
-    users_skipped: int
+    users_skipped: int  # seeds, excluded and filtered users, each once: with users_scored the whole pool
     k_requested: int
     k: int
     cutoff_score: float | None
@@ -97,6 +98,10 @@ class Receipt:
     seconds: Mapping[str, float]  # by stage, and `select` within SCORING
     audience_sha256: str
     model_sha256: str
+    filter: str = ""  # in canonical form
+    users_filtered: int = 0  # who failed it, seeds and excluded users among them
+    exclusions: SeedMatch = SeedMatch(given=0, matched=0, duplicates=0, not_in_pool=0)
+    exclusions_sha256: str = ""  # of the matched ones, as of seeds; empty if there are none
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is its inverse."""

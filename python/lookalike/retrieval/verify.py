@@ -16,9 +16,13 @@ import pyarrow as pa
 from lookalike.config import ScoringConfig
 from lookalike.errors import DataCorrupted, FailedPrecondition
 from lookalike.files import file_digest
+from lookalike.pool.bitmap import Bitmap, count, marked
+from lookalike.pool.exclusions import exclusions, marked_ids
+from lookalike.pool.filters import Filter
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience, ids_digest
 from lookalike.retrieval.receipt import AUDIENCE_NAME, MODEL_NAME
+from lookalike.retrieval.selection import Skipped, skipped
 from lookalike.scoring.compiled import TorchScriptEngine
 
 # Another machine's instruction set sums in another order; a probability moves by less than this share of itself.
@@ -78,12 +82,12 @@ def verify(
     members = opened.members(0, opened.num_members)
     rows = users.find(members["user_id"])
     scores = members["score"].to_numpy()
+    engine = TorchScriptEngine(audience / MODEL_NAME, scoring or ScoringConfig())
     seeds = users.find(opened.seeds())
     checks += [*_order(members, rows, scores), *_counts(opened, users, rows, scores, seeds)]
-    config = scoring or ScoringConfig()
-    engine = TorchScriptEngine(audience / MODEL_NAME, config)
-    skipped = np.zeros(0, np.int64) if receipt.include_seeds else seeds
-    sample = _Sample(users, engine, receipt.batch_size, rows, scores, skipped)
+    skip = _skipped(opened, users, seeds, engine.threads)
+    checks += _eligibility(opened, users, rows, skip)
+    sample = _Sample(users, engine, receipt.batch_size, rows, scores, skip.bitmap)
     checks += sample.run(sample_users, random_seed, progress)
     return Verification(tuple(checks), sample.users, sample.largest)
 
@@ -122,11 +126,8 @@ def _counts(
         whole == pool.num_users == receipt.pool_users,
         f"{receipt.users_scored} scored + {receipt.users_skipped} skipped of {pool.num_users}",
     )
-    recorded = ids_digest(audience.seeds()) == receipt.seeds_sha256 and len(seeds) == receipt.seeds.matched
-    skipped = 0 if receipt.include_seeds else len(seeds)
-    yield Check(
-        "the seeds are those of the receipt", recorded and skipped == receipt.users_skipped, f"{len(seeds)} seeds"
-    )
+    recorded = ids_digest([audience.seeds()]) == receipt.seeds_sha256 and len(seeds) == receipt.seeds.matched
+    yield Check("the seeds are those of the receipt", recorded, f"{len(seeds)} seeds")
     expected = min(receipt.k_requested, receipt.users_scored)
     yield Check("K members, or all there are", receipt.k == expected, f"{receipt.k} of {expected}")
     cutoff = float(scores[-1]) if len(scores) else None
@@ -141,6 +142,44 @@ def _counts(
     yield Check("no seed is a member", inside == 0, f"{inside} seeds" if not receipt.include_seeds else "seeds let in")
 
 
+def _skipped(audience: Audience, pool: Pool, seeds: npt.NDArray[np.int64], threads: int) -> Skipped:
+    """Who was not to be chosen, found again from the recorded seeds, exclusions and filter."""
+    receipt = audience.receipt
+    excluded = audience.exclusions()
+    return skipped(
+        pool,
+        seeds[:0] if receipt.include_seeds else seeds[seeds >= 0],
+        exclusions(pool, excluded) if excluded is not None else None,
+        Filter(receipt.filter, pool.schema) if receipt.filter else None,
+        threads=threads,
+    )
+
+
+def _eligibility(audience: Audience, pool: Pool, rows: npt.NDArray[np.int64], skip: Skipped) -> Iterator[Check]:
+    receipt = audience.receipt
+    excluded = audience.exclusions()
+    if excluded is not None:
+        found = exclusions(pool, excluded)
+        same = ids_digest(marked_ids(pool, found.bitmap)) == receipt.exclusions_sha256
+        yield Check(
+            "the exclusions are those of the receipt",
+            same and found.given == found.matched == receipt.exclusions.matched,
+            f"{found.matched} excluded",
+        )
+        inside = int(marked(found.bitmap, rows[rows >= 0]).sum())
+        yield Check("no excluded user is a member", inside == 0, f"{inside} excluded")
+    if receipt.filter:
+        yield Check(
+            "the filter leaves out as many as recorded",
+            skip.filtered == receipt.users_filtered,
+            f"{skip.filtered} filtered",
+        )
+    whole = count(skip.bitmap)
+    yield Check("users skipped are those recorded", whole == receipt.users_skipped, f"{whole} skipped")
+    inside = int(marked(skip.bitmap, rows[rows >= 0]).sum())
+    yield Check("no user that was to be skipped is a member", inside == 0, f"{inside} members")
+
+
 class _Sample:
     """Re-scores whole blocks: members must score what was recorded, others must rank behind the last member."""
 
@@ -151,7 +190,7 @@ class _Sample:
         batch_size: int,
         rows: npt.NDArray[np.int64],
         scores: npt.NDArray[np.float32],
-        skipped: npt.NDArray[np.int64],
+        skip: Bitmap,
     ) -> None:
         self.pool = pool
         self.engine = engine
@@ -159,7 +198,7 @@ class _Sample:
         order = np.argsort(rows)
         self.rows, self.scores = rows[order], scores[order]
         self.last = (float(scores[-1]), int(rows[-1])) if len(rows) else (np.inf, -1)
-        self.skipped = np.sort(skipped)
+        self.skip = skip
         self.users = 0
         self.largest = 0.0
         self.missing = 0
@@ -201,8 +240,7 @@ class _Sample:
         """After all members were compared: only where every one of them agrees to the bit do ties count."""
         outside = np.ones(len(again), np.bool_)
         outside[self._members(start, len(again))[0]] = False
-        skipped = self.skipped[(self.skipped >= start) & (self.skipped < start + len(again))]
-        outside[skipped - start] = False
+        outside &= ~marked(self.skip, np.arange(start, start + len(again)))
         cutoff, last_row = self.last
         if self.largest == 0.0:
             numbers = np.arange(start, start + len(again))
