@@ -39,15 +39,17 @@ def locate(source: Source, filesystem: fs.FileSystem | None, suffix: str) -> tup
     items = [source] if isinstance(source, (str, Path)) else list(source)
     if not items:
         raise InvalidInput("no file was given", field="source")
+    places = [(filesystem, str(item)) if filesystem is not None else _parse(str(item)) for item in items]
+    filesystem = places[0][0]
     found: list[str] = []
-    for item in items:
-        itself, path = (filesystem, str(item)) if filesystem is not None else _parse(str(item))
-        filesystem = filesystem or itself
+    for item, (itself, path) in zip(items, places, strict=True):
         if not filesystem.equals(itself):
-            raise InvalidInput(f"{item} lies elsewhere than {items[0]}: give files of one place", field="source")
+            raise InvalidInput(
+                f"{_public(str(item))} lies elsewhere than {_public(str(items[0]))}: give files of one place",
+                field="source",
+            )
         with telling(str(item)):
             found += _files(filesystem, path, suffix)
-    assert filesystem is not None
     return filesystem, tuple(found)
 
 
@@ -109,9 +111,7 @@ def _expand(filesystem: fs.FileSystem, pattern: str) -> Iterator[fs.FileInfo]:
 def _within(filesystem: fs.FileSystem, folder: str, suffix: str) -> list[str]:
     listed = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
     files = sorted(
-        info.path
-        for info in listed
-        if info.is_file and info.base_name.endswith(suffix) and _is_data(info.base_name)
+        info.path for info in listed if info.is_file and info.base_name.endswith(suffix) and _is_data(info.base_name)
     )
     if not files:
         raise NotFound(f"no *{suffix} file in {folder}", field=_name(folder))

@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 from lookalike.errors import DataCorrupted, InvalidInput
 from lookalike.files import file_digest
 from lookalike.pool.manifest import Manifest
+from lookalike.pool.publish import follow
+from lookalike.pool.publish import follow
 from lookalike.pool.shard import ID_TYPES, OpenShard, bisect_text
 from lookalike.schema import EncodedColumns, FeatureSchema
 
@@ -37,10 +39,16 @@ class Pool:
     def open(cls, path: Path) -> Pool:
         """Map every shard, after checking versions, sizes and columns; checksums are `verify`'s.
 
+        Args:
+            path: a snapshot, or a folder in which one is published.
+
+        Args:
+            path: a snapshot, or a folder with a published one, which is then what `Pool.path` names.
+
         Raises:
             NotFound: no pool there. DataCorrupted: damaged, truncated, foreign, or of another version.
         """
-        path = Path(path)
+        path = follow(Path(path))
         manifest = Manifest.read(path)
         if manifest.id_type not in ID_TYPES:
             raise DataCorrupted(f"{path} has ids of type {manifest.id_type!r}", field="pool")
