@@ -52,8 +52,12 @@ class Field:
     @property
     def size(self) -> int:
         """Number of ids, missing and unknown included: the rows of the embedding table."""
-        known = len(self.boundaries) + 1 if self.kind is FieldKind.NUMERIC else len(self.values)
-        return FIRST_VALUE_ID + known
+        return FIRST_VALUE_ID + self.known
+
+    @property
+    def known(self) -> int:
+        """Number of values, or of bins."""
+        return len(self.boundaries) + 1 if self.kind is FieldKind.NUMERIC else len(self.values)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -1,4 +1,4 @@
-"""Where files lie: paths, folders, globs and URIs, resolved to files of one Arrow filesystem, with errors that say why not.
+"""Where files lie: paths, folders, globs and URIs as files of one Arrow filesystem, with errors that say why not.
 
 Knows `errors` and Arrow's filesystems; knows nothing of what is in the files.
 """

@@ -36,16 +36,14 @@ def publish_snapshot(snapshot: Path) -> Path:
 
 
 def pointer_beside(snapshot: Path) -> Path:
-    """Where the link to `snapshot` is or would be.
+    """The link that publishing `snapshot` makes or replaces.
 
     Raises:
-        AlreadyExists: something else than a link has that name, or `snapshot` itself does.
+        AlreadyExists: something else than a link has that name, the snapshot itself perhaps.
     """
     pointer = snapshot.absolute().parent / POINTER
     if snapshot.name == POINTER or (pointer.exists() and not pointer.is_symlink()):
-        raise AlreadyExists(
-            f"publishing makes {pointer} a link to the snapshot: give the name to nothing else", field="output"
-        )
+        raise AlreadyExists(f"publishing needs the name {pointer} for its link: rename what has it", field="output")
     return pointer
 
 
