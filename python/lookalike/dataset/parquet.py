@@ -147,10 +147,10 @@ def sql(scratch: Path | None = None, memory_gib: float = DEFAULT_MEMORY_GIB) -> 
             "preserve_insertion_order": "false",  # an ORDER BY says what order matters; the rest may stream
             "arrow_large_buffer_size": "true",  # 64-bit offsets: a shard's lists and strings may pass 2 GiB
             "autoinstall_known_extensions": "false",  # never the network
-            "enable_progress_bar": "false",  # what is shown is for the caller to decide
         }
         try:
             with duckdb.connect(":memory:", config=config) as connection:
+                connection.execute("SET enable_progress_bar = false")  # what is shown is for the caller to decide
                 yield connection
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise ResourceExhausted(f"memory ({memory_gib} GiB) and disk ({spill}) ran out: {error}") from error
