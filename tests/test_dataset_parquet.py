@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from lookalike.dataset.parquet import ParquetSource, quoted, sql
-from lookalike.errors import DataCorrupted, InvalidInput, NotFound, ResourceExhausted, SchemaError
+from lookalike.errors import DataCorrupted, InvalidInput, NotFound, ResourceExhausted, SchemaError, Unavailable
 
 
 def write(path: Path, start: int, rows: int) -> Path:
@@ -37,6 +38,60 @@ def test_a_file_a_list_and_a_folder(tmp_path: Path) -> None:
     with sql() as connection:
         folder.register(connection, "t")
         assert connection.execute("SELECT sum(a), count(*) FROM t").fetchone() == (435, 30)
+
+
+def test_globs_uris_and_other_filesystems(tmp_path: Path) -> None:
+    for day in range(3):
+        for part in range(2):
+            write(tmp_path / f"day={day}/part-{part}.parquet", 20 * day + 10 * part, 10)
+        write(tmp_path / f"day={day}/.part-9.parquet", 1000, 10)
+    every, second, first_parts = list(range(60)), list(range(20, 40)), [*range(10), *range(20, 30), *range(40, 50)]
+    elsewhere = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    for pattern, expected in (
+        ("", every),
+        ("day=*", every),
+        ("day=*/*.parquet", every),
+        ("day=1", second),
+        ("day=[1]/part-?.parquet", second),
+        ("*/part-0.parquet", first_parts),
+    ):
+        assert read(ParquetSource.open(f"{tmp_path}/{pattern}")) == expected
+        if "?" not in pattern and "[" not in pattern:
+            assert read(ParquetSource.open(f"file://{tmp_path}/{pattern}")) == expected
+        source = ParquetSource.open(pattern, elsewhere)
+        assert read(source) == expected
+        with sql() as connection:
+            source.register(connection, "t")
+            assert connection.execute("SELECT sum(a), count(*) FROM t").fetchone() == (sum(expected), len(expected))
+
+
+def test_a_name_with_wildcards_in_it_is_that_name(tmp_path: Path) -> None:
+    odd = write(tmp_path / "p[1]*.parquet", 0, 5)
+    write(tmp_path / "p1.parquet", 5, 5)
+    assert read(ParquetSource.open(odd)) == list(range(5))
+
+
+def test_places_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", 0, 1)
+    with pytest.raises(NotFound, match="nothing matches"):
+        ParquetSource.open(tmp_path / "b*.parquet")
+    with pytest.raises(InvalidInput, match="no filesystem for ftps://host/x") as caught:
+        ParquetSource.open("ftps://me:secret@host/x?token=secret")
+    assert caught.value.reason == "NO_FILESYSTEM"
+    with pytest.raises(InvalidInput, match="elsewhere"):
+        ParquetSource.open([str(file), "s3://bucket/a.parquet?region=us-east-1"])
+    refused = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:1&scheme=http&retry_limit_seconds=0.1"
+    with pytest.raises(Unavailable, match="gs://bucket/x cannot be reached"):
+        ParquetSource.open(refused)
+
+
+def test_strings_as_dictionaries_are_the_same_strings(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    words = [None if n % 5 == 0 else f"w{n % 7}" for n in range(100)]
+    pq.write_table(pa.table({"s": words, "n": range(100)}), path, row_group_size=30)
+    batches = list(ParquetSource.open(path).batches(["s", "n"], 20, dictionaries=True))
+    assert all(pa.types.is_dictionary(batch["s"].type) and pa.types.is_int64(batch["n"].type) for batch in batches)
+    assert [value for batch in batches for value in batch["s"].to_pylist()] == words
 
 
 def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from pool_rows import encoded, rows_by_id, users, write
 
 from lookalike.dataset.vocabulary import build_schema
-from lookalike.errors import AlreadyExists, InvalidInput, NotFound, SchemaError
+from lookalike.errors import AlreadyExists, InvalidInput, NotFound, ResourceExhausted, SchemaError
 from lookalike.files import file_digest
 from lookalike.pool.ingest import ingest
+from lookalike.pool.publish import publish_snapshot
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import FeatureSchema
 
@@ -223,3 +225,66 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, moment: float) -> None:
     with pytest.raises(KeyboardInterrupt):
         ingest(path, tmp_path / "pool", shard_rows=100, progress=press)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_users_already_in_order_need_no_sort_and_give_the_same_pool(
+    tmp_path: Path, text: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = users(1000, text=text)
+    pool = ingest(write(tmp_path / "u.parquet", table, row_group_size=170), tmp_path / "pool", shard_rows=300)
+    ids = table["user_id"].to_pylist()
+    order = sorted(range(1000), key=lambda row: ids[row].encode() if text else ids[row])
+    path = write(tmp_path / "ordered.parquet", table.take(order), row_group_size=110)
+    monkeypatch.delattr("lookalike.pool.ingest._sorted")
+    assert ingest(path, tmp_path / "ordered", schema=pool.schema, shard_rows=300).fingerprint == pool.fingerprint
+
+
+def test_a_full_disk_is_said_and_leaves_the_old_pool(tmp_path: Path) -> None:
+    old = ingest(write(tmp_path / "old.parquet", users(10)), tmp_path / "pool")
+    path = write(tmp_path / "u.parquet", users(20_000))
+    before = sorted(tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # as a disk that takes no more of this file
+    try:
+        with pytest.raises(ResourceExhausted, match="full") as caught:
+            ingest(path, tmp_path / "pool", overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (caught.value.field, caught.value.reason) == ("output", "DISK_FULL")
+    assert sorted(tmp_path.iterdir()) == before
+    assert Pool.open(tmp_path / "pool").fingerprint == old.fingerprint
+
+
+def test_every_column_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    schema = build_schema(users(20))
+    path = write(tmp_path / "u.parquet", pa.table({"user_id": [1], "City": [[1]], "shoes": ["x"], "tags": [["y"]]}))
+    with pytest.raises(SchemaError) as caught:
+        ingest(path, tmp_path / "pool", schema=schema)
+    for part in ("missing: age", "of another type: City", "not in the schema: shoes."):
+        assert part in caught.value.message
+
+
+def test_what_is_published_is_what_opens(tmp_path: Path) -> None:
+    path = write(tmp_path / "u.parquet", users(10))
+    monday = ingest(path, tmp_path / "pools/monday", publish=True)
+    opened = Pool.open(tmp_path / "pools")
+    assert opened.path == monday.path.resolve()
+    tuesday = ingest(write(tmp_path / "v.parquet", users(30)), tmp_path / "pools/tuesday", publish=True)
+    (tmp_path / "pools").rename(tmp_path / "moved")
+    assert Pool.open(tmp_path / "moved").fingerprint == tuesday.fingerprint
+    assert Pool.open(tmp_path / "moved/current").path == (tmp_path / "moved/tuesday").resolve()
+    assert len(opened.user_ids(np.arange(opened.num_users))) == 10  # whoever has Monday's open keeps it
+    publish_snapshot(tmp_path / "moved/monday")
+    assert Pool.open(tmp_path / "moved").fingerprint == monday.fingerprint
+    assert sorted(p.name for p in (tmp_path / "moved").iterdir()) == ["current", "monday", "tuesday"]
+
+
+@pytest.mark.parametrize("output", ["pools/current", "pools/monday"])
+def test_publishing_takes_no_name_that_something_else_has(tmp_path: Path, output: str) -> None:
+    path = write(tmp_path / "u.parquet", users(10))
+    (tmp_path / "pools/current").mkdir(parents=True)
+    with pytest.raises(AlreadyExists, match="link"):
+        ingest(path, tmp_path / output, publish=True, overwrite=True)
+    assert [p.name for p in (tmp_path / "pools").iterdir()] == ["current"]
+    assert list((tmp_path / "pools/current").iterdir()) == []

@@ -68,7 +68,7 @@ def _publish(staged: Path, output: Path, *, aside: Path, overwrite: bool) -> Non
         if replaced:
             aside.rename(output)
         raise AlreadyExists(f"{output} appeared while its successor was written", field="output") from error
-    _sync(output.parent)
+    sync(output.parent)
     if replaced:
         _remove(aside)
 
@@ -82,11 +82,12 @@ def _remove(path: Path) -> None:
 
 def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a crash."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

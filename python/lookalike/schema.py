@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -52,8 +52,12 @@ class Field:
     @property
     def size(self) -> int:
         """Number of ids, missing and unknown included: the rows of the embedding table."""
-        known = len(self.boundaries) + 1 if self.kind is FieldKind.NUMERIC else len(self.values)
-        return FIRST_VALUE_ID + known
+        return FIRST_VALUE_ID + self.known
+
+    @property
+    def known(self) -> int:
+        """Number of values, or of bins."""
+        return len(self.boundaries) + 1 if self.kind is FieldKind.NUMERIC else len(self.values)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -73,36 +77,52 @@ class Field:
             SchemaError: the column's type does not fit the field's kind; `where` names the column.
         """
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        found = kind_of(column.type, where=where)
-        # A numeric field that was floating point when the schema was made may come as integers later.
-        fits = found is self.kind or (self.kind is FieldKind.NUMERIC and pa.types.is_integer(column.type))
-        if not fits and not pa.types.is_null(column.type):
-            raise SchemaError(
-                f"column '{where}' is {column.type}, which is {found.value}; the schema says {self.kind.value}: "
-                "cast the column",
-                field=where,
-            )
+        self.require_type(column.type, where=where)
         if self.kind is FieldKind.NUMERIC:
             return self._encode_numeric(column), None
         if self.kind is FieldKind.CATEGORICAL:
             return self._encode_text(column), None
         return self._encode_lists(column)
 
+    def require_type(self, arrow_type: pa.DataType, *, where: str) -> None:
+        """Check that a column of this type can be encoded.
+
+        Raises:
+            SchemaError: it does not fit the field's kind; `where` names the column.
+        """
+        found = kind_of(arrow_type, where=where)
+        # A numeric field that was floating point when the schema was made may come as integers later.
+        fits = found is self.kind or (self.kind is FieldKind.NUMERIC and pa.types.is_integer(arrow_type))
+        if not fits and not pa.types.is_null(arrow_type):
+            raise SchemaError(
+                f"column '{where}' is {arrow_type}, which is {found.value}; the schema says {self.kind.value}: "
+                "cast the column",
+                field=where,
+            )
+
     def _encode_numeric(self, column: pa.Array) -> Ids:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
         numbers = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         ids = FIRST_VALUE_ID + np.searchsorted(np.asarray(self.boundaries, np.float64), numbers, side="right")
         ids[np.isnan(numbers)] = MISSING_ID
         return self._narrow(ids)
 
     def _encode_text(self, column: pa.Array) -> Ids:
-        text = pc.cast(column, pa.large_string())
-        index = pc.fill_null(pc.index_in(text, value_set=self._lookup), UNKNOWN_ID - FIRST_VALUE_ID)
-        ids = index.to_numpy(zero_copy_only=False).astype(np.int64) + FIRST_VALUE_ID
-        if text.null_count:
-            ids[pc.is_null(text).to_numpy(zero_copy_only=False)] = MISSING_ID
-        return self._narrow(ids)
+        """Each distinct value is looked up once; rows take what was found."""
+        if pa.types.is_null(column.type):
+            return np.full(len(column), MISSING_ID, self.dtype)
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        text = pc.cast(column.dictionary, pa.large_string())
+        known = pc.fill_null(pc.index_in(text, value_set=self._lookup), UNKNOWN_ID - FIRST_VALUE_ID)
+        id_of = np.append(known.to_numpy(zero_copy_only=False).astype(np.int64) + FIRST_VALUE_ID, MISSING_ID)
+        id_of[:-1][pc.is_null(text).to_numpy(zero_copy_only=False)] = MISSING_ID
+        indices = pc.cast(column.indices, pa.int32())
+        if indices.null_count:
+            indices = pc.fill_null(indices, len(text))
+        ids: Ids = self._narrow(id_of)[indices.to_numpy(zero_copy_only=True)]
+        return ids
 
     def _narrow(self, ids: npt.NDArray[np.int64]) -> Ids:
         narrow: Ids = ids.astype(self.dtype)
@@ -249,6 +269,35 @@ class FeatureSchema:
         """SHA-256 of the canonical JSON: equal fingerprints encode alike."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def require_columns(self, columns: pa.Schema, *, where: str, beside: Collection[str] = ()) -> None:
+        """Check that a table of these columns can be encoded.
+
+        Args:
+            beside: columns that are no features.
+
+        Raises:
+            SchemaError: columns are missing or of another type; the message names them all, and those left over.
+        """
+        missing = [field.name for field in self.fields if not columns.get_all_field_indices(field.name)]
+        wrong = {}
+        for field in self.fields:
+            if field.name not in missing:
+                found = require_column(columns, field.name, where=where)
+                try:
+                    field.require_type(found.type, where=f"{where}:{field.name}")
+                except SchemaError:
+                    wrong[field.name] = f"{field.name} ({found.type}, the schema says {field.kind.value})"
+        if not missing and not wrong:
+            return
+        extra = sorted(set(columns.names) - {field.name for field in self.fields} - set(beside))
+        parts = (("missing", missing), ("of another type", wrong.values()), ("not in the schema", extra))
+        raise SchemaError(
+            f"{where} does not fit the schema: "
+            + "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
+            + ". Rename or cast the columns, or train on what there is",
+            field=f"{where}:{[*missing, *wrong][0]}",
+        )
 
     def encode(self, table: pa.Table, *, where: str) -> EncodedColumns:
         """Encode every field of `table`; other columns are ignored. `where` names the table in errors.

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lookalike import __version__
-from lookalike.cli import data, exits, expansion, model, remote, serving
+from lookalike.cli import data, exits, expansion, model, pool, remote, serving
 from lookalike.cli.settings import config_app
 
 HELP = """Lookalike finds, for a campaign and its seed users, the K users of a pool who are most like them.
@@ -56,6 +56,7 @@ for command, summary in (
 ):
     app.command(short_help=summary)(command)
 app.add_typer(data.dataset_app, name="dataset", short_help="get published data sets")
+app.add_typer(pool.pool_app, name="pool", short_help="look at pools, compare and publish them")
 app.add_typer(remote.client_app, name="client", short_help="use a running service")
 app.add_typer(config_app, name="config", short_help="look at the configuration")
 

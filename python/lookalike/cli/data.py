@@ -111,13 +111,19 @@ def _simulate_pool(output: Path, profile: str, users: int, seed: int, overwrite:
 
 
 def ingest(
-    users: Annotated[list[Path], typer.Argument(metavar="USERS", help="Parquet files or folders of them.")],
+    users: Annotated[
+        list[str],
+        typer.Argument(metavar="USERS", help="Parquet files, folders, globs, or URIs of them (s3://, gs://)."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Snapshot folder to write.")],
     schema: Annotated[
         Path | None,
         typer.Option(metavar="CHECKPOINT", help="Encode as this checkpoint does, so that the snapshot fits it."),
     ] = None,
     memory_gib: Annotated[float, typer.Option(help="What sorting may use before it goes to disk.")] = 4.0,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Let the link `current` beside FOLDER lead to it when it is complete.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn Parquet into a pool: a memory-mapped snapshot of all candidates, sorted by user id.
@@ -131,7 +137,8 @@ def ingest(
     \b
     Examples:
       lookalike ingest ml1m/users.parquet --output pool
-      lookalike ingest users/ --output pool-tuesday --schema general
+      lookalike ingest users/ --output pools/tuesday --schema general --publish
+      lookalike ingest 's3://bucket/users/day=*/' --output pools/tuesday
     """
     from lookalike.pool.ingest import ingest as write
     from lookalike.schema import FeatureSchema
@@ -148,6 +155,7 @@ def ingest(
             schema=wanted,
             progress=lambda done, total: report("ingesting", done, total, ""),
             overwrite=overwrite,
+            publish=publish,
             memory_gib=memory_gib,
         )
     _pool_summary(pool)

@@ -1,4 +1,4 @@
-"""Parquet as one table that need not fit in memory: a file, a folder of files or a list, and SQL over it.
+"""Parquet as one table that need not fit in memory, wherever its files lie, and SQL over it.
 
 Knows `errors`; knows nothing of users, campaigns or features.
 """
@@ -7,110 +7,130 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
+from pyarrow.dataset import dataset
 
-from lookalike.errors import DataCorrupted, InvalidInput, NotFound, ResourceExhausted, SchemaError
+from lookalike.dataset.location import Source, locate, telling
+from lookalike.errors import DataCorrupted, ResourceExhausted, SchemaError
 
 # Rows of a batch: large enough that a call's overhead vanishes, small enough for the cache of one core.
 BATCH_ROWS = 65_536
 # Beyond this, sorting and grouping go to disk. A default that leaves room on an 8 GiB machine.
 DEFAULT_MEMORY_GIB = 4.0
+# A footer is a round trip or two: a folder of a thousand files on an object store would take minutes one by one.
+_FOOTERS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Files of one schema, read as if they were one table, in the order of `files`."""
+    """Files of one schema on one filesystem, read as if they were one table, in the order of `files`."""
 
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
     schema: pa.Schema
     rows: int
+    filesystem: fs.FileSystem
 
     @staticmethod
-    def open(source: Path | Sequence[Path]) -> ParquetSource:
-        """Read the footers of `source`: a file, a folder (every `*.parquet` in it, by name) or a list of files.
+    def open(source: Source, filesystem: fs.FileSystem | None = None) -> ParquetSource:
+        """Read the footers of `source`: a file, a folder (every `*.parquet` in it, by name), a glob or a list of these.
+
+        Args:
+            filesystem: where the paths lie; default: what a URI says (`s3://`, `gs://`, `file://`), else local.
 
         Raises:
-            NotFound: no such file, or none in the folder. DataCorrupted: a file is not Parquet.
+            NotFound, Unauthenticated, Unavailable, InvalidInput: as `locate`. DataCorrupted: a file is not Parquet.
             SchemaError: the files differ in their columns.
         """
-        files = _files(source)
+        filesystem, files = locate(source, filesystem, ".parquet")
+
+        def footer(path: str) -> tuple[pa.Schema, int]:
+            with open_parquet(path, filesystem) as file:
+                return file.schema_arrow.remove_metadata(), file.metadata.num_rows
+
         schema: pa.Schema | None = None
         rows = 0
-        for path in files:
-            with open_parquet(path) as file:
-                found = file.schema_arrow.remove_metadata()
-                rows += file.metadata.num_rows
-            if schema is not None and not found.equals(schema):
-                raise SchemaError(
-                    f"{path.name} has the columns {_columns(found)}, but {files[0].name} has {_columns(schema)}: "
-                    "give files of one schema",
-                    field=path.name,
-                )
-            schema = found
-        return ParquetSource(files, schema, rows)
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
+            for path, (found, count) in zip(files, threads.map(footer, files), strict=True):
+                if schema is not None and not found.equals(schema):
+                    raise SchemaError(
+                        f"{_name(path)} has the columns {_columns(found)}, but {_name(files[0])} has "
+                        f"{_columns(schema)}: give files of one schema",
+                        field=_name(path),
+                    )
+                schema = found
+                rows += count
+        return ParquetSource(files, schema, rows, filesystem)
 
     @property
     def name(self) -> str:
         """What errors call the table: its file name, or the folder's."""
-        return self.files[0].name if len(self.files) == 1 else self.files[0].parent.name
+        return _name(self.files[0]) if len(self.files) == 1 else PurePosixPath(self.files[0]).parent.name
 
-    def batches(self, columns: Sequence[str], batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, columns: Sequence[str], batch_rows: int = BATCH_ROWS, *, dictionaries: bool = False
+    ) -> Iterator[pa.RecordBatch]:
         """The rows in order, in batches of at most `batch_rows`.
 
+        Args:
+            dictionaries: strings come as Arrow dictionaries, which is how Parquet keeps what repeats: no text is made.
+
         Raises:
-            DataCorrupted: a file is damaged.
+            DataCorrupted: a file is damaged. NotFound, Unauthenticated, Unavailable: it can no longer be read.
         """
+        as_dictionaries = [name for name in columns if _is_text(self.schema.field(name).type)] if dictionaries else None
         for path in self.files:
-            with open_parquet(path) as file:
-                try:
-                    yield from file.iter_batches(batch_rows, columns=list(columns))
-                except (OSError, pa.ArrowException) as error:
-                    raise DataCorrupted(f"{path} is damaged: {error}", field=path.name) from error
+            with open_parquet(path, self.filesystem, read_dictionary=as_dictionaries) as file, telling(path):
+                # Group by group: what is read ahead is then one group, and a batch has one dictionary.
+                for group in range(file.num_row_groups):
+                    yield from file.iter_batches(batch_rows, row_groups=[group], columns=list(columns))
 
     def register(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
         """Make the table known to SQL as `name`."""
-        connection.read_parquet([str(path) for path in self.files]).create_view(name)
+        if isinstance(self.filesystem, fs.LocalFileSystem):  # the engine's own reader is quicker
+            connection.read_parquet(list(self.files)).create_view(name)
+        else:
+            connection.register(name, dataset(list(self.files), filesystem=self.filesystem, format="parquet"))
 
 
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
-def _files(source: Path | Sequence[Path]) -> tuple[Path, ...]:
-    if not isinstance(source, Path):
-        if not source:
-            raise InvalidInput("no Parquet file was given", field="source")
-        return tuple(path for item in source for path in _files(Path(item)))
-    if not source.is_dir():
-        return (source,)
-    # Spark and others leave _SUCCESS, .crc and such beside the data.
-    files = tuple(sorted(path for path in source.rglob("*.parquet") if path.name[0] not in "._"))
-    if not files:
-        raise NotFound(f"no *.parquet file in {source}", field=source.name)
-    return files
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _name(path: str) -> str:
+    return PurePosixPath(path).name
 
 
 @contextmanager
-def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file.
+def open_parquet(path: str | Path, filesystem: fs.FileSystem | None = None, **options: Any) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file; `options` are `pyarrow.parquet.ParquetFile`'s.
 
     Raises:
-        NotFound: no such file. DataCorrupted: it is not Parquet.
+        NotFound: no such file. DataCorrupted: it is not Parquet. Unauthenticated, Unavailable: as `telling`.
     """
-    try:
-        file = pq.ParquetFile(path)
-    except FileNotFoundError as error:
-        raise NotFound(f"{path} does not exist", field=path.name) from error
-    except (OSError, pa.ArrowException) as error:
-        raise DataCorrupted(f"{path} is not a Parquet file: {error}", field=path.name) from error
-    with file:
-        yield file
+    filesystem = filesystem or fs.LocalFileSystem()
+    with telling(str(path)):
+        source = filesystem.open_input_file(str(path))
+    with source:
+        try:
+            # Read ahead by ranges: an object store answers few large requests sooner than many small ones.
+            file = pq.ParquetFile(source, pre_buffer=True, **options)
+        except pa.ArrowException as error:
+            raise DataCorrupted(f"{path} is not a Parquet file: {error}", field=_name(str(path))) from error
+        with file:
+            yield file
 
 
 @contextmanager
@@ -130,6 +150,7 @@ def sql(scratch: Path | None = None, memory_gib: float = DEFAULT_MEMORY_GIB) -> 
         }
         try:
             with duckdb.connect(":memory:", config=config) as connection:
+                connection.execute("SET enable_progress_bar = false")  # what is shown is for the caller to decide
                 yield connection
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise ResourceExhausted(f"memory ({memory_gib} GiB) and disk ({spill}) ran out: {error}") from error

@@ -5,7 +5,7 @@ Knows `schema` and Parquet; knows nothing of campaigns, pools or models.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lookalike.dataset.location import Source
 from lookalike.dataset.parquet import DEFAULT_MEMORY_GIB, ParquetSource, quoted, sql
 from lookalike.errors import InvalidInput, SchemaError
 from lookalike.schema import FeatureSchema, Field, FieldKind, kind_of
@@ -24,7 +25,7 @@ _QUANTILE_SAMPLE = 4_000_000
 
 
 def build_schema(
-    source: pa.Table | Path | Sequence[Path],
+    source: pa.Table | ParquetSource | Source,
     *,
     exclude: Collection[str] = ("user_id",),
     numeric_bins: int = 64,
@@ -37,7 +38,7 @@ def build_schema(
     """Fields and vocabularies of every column but `exclude`, in column order. Same rows, same schema.
 
     Args:
-        source: a table, or Parquet (file, folder or list) that is read column by column and never whole.
+        source: a table, or Parquet, open or named, that is read column by column and never whole.
         numeric_bins: quantile bins of a numeric field; fewer where values repeat.
         min_count: values seen fewer times stay unknown.
         max_values: keep so many values of a field, the most frequent first, ties in the order of their text.
@@ -52,7 +53,7 @@ def build_schema(
     for name, value in (("numeric_bins", numeric_bins), ("min_count", min_count), ("max_values", max_values)):
         if value < 1:
             raise InvalidInput(f"{name} must be 1 or more, not {value}", field=name)
-    rows = source if isinstance(source, pa.Table) else ParquetSource.open(source)
+    rows = source if isinstance(source, (pa.Table, ParquetSource)) else ParquetSource.open(source)
     where = where or (rows.name if isinstance(rows, ParquetSource) else "table")
     features = [column for column in rows.schema if column.name not in exclude]
     for first, second in pairwise(sorted((column.name for column in rows.schema), key=str.lower)):

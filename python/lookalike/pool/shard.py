@@ -5,8 +5,9 @@ Columns: `user_id`, then one a field, named as the field. Knows `schema`; knows 
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +46,27 @@ def to_arrow(user_ids: pa.Array, columns: EncodedColumns, target: pa.Schema) -> 
     return pa.record_batch(arrays, schema=target)
 
 
-def write(path: Path, batch: pa.RecordBatch) -> None:
-    """Write a shard. The same rows give the same bytes."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+def write(path: Path, batch: pa.RecordBatch) -> tuple[int, str]:
+    """Write a shard; its size in bytes and its SHA-256. The same rows give the same bytes."""
+    with path.open("wb") as file:
+        sink = _Digesting(file)
+        with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), batch.schema) as writer:
+            writer.write_batch(batch)
+        return file.tell(), sink.digest.hexdigest()
+
+
+class _Digesting:
+    """A file to write to that takes the checksum of what passes, so that nothing is read again for it."""
+
+    closed = False  # as PyArrow asks of a file; whoever opened it closes it
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes | pa.Buffer) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
 
 
 class OpenShard:

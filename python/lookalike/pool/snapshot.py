@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from lookalike.errors import DataCorrupted, InvalidInput
 from lookalike.files import file_digest
 from lookalike.pool.manifest import Manifest
+from lookalike.pool.publish import follow
 from lookalike.pool.shard import ID_TYPES, OpenShard, bisect_text
 from lookalike.schema import EncodedColumns, FeatureSchema
 
@@ -37,10 +38,13 @@ class Pool:
     def open(cls, path: Path) -> Pool:
         """Map every shard, after checking versions, sizes and columns; checksums are `verify`'s.
 
+        Args:
+            path: a snapshot, or a folder with a published one, which is then what `Pool.path` names.
+
         Raises:
             NotFound: no pool there. DataCorrupted: damaged, truncated, foreign, or of another version.
         """
-        path = Path(path)
+        path = follow(Path(path))
         manifest = Manifest.read(path)
         if manifest.id_type not in ID_TYPES:
             raise DataCorrupted(f"{path} has ids of type {manifest.id_type!r}", field="pool")
@@ -90,7 +94,7 @@ class Pool:
         order = pc.sort_indices(wanted)  # neighbours share pages, and each shard gets one slice
         ascending = wanted.take(order)
         firsts = pa.concat_arrays([shard.user_ids.slice(0, 1) for shard in self._shards])
-        edges = [*_count_below(ascending, firsts).tolist(), len(ascending)]
+        edges = [*count_below(ascending, firsts).tolist(), len(ascending)]
         edges[0] = 0  # ids below the first of all are looked for there, in vain
         found = np.full(len(wanted), -1, np.int64)
         for number, shard in enumerate(self._shards):
@@ -135,17 +139,29 @@ class Pool:
         Raises:
             InvalidInput: not `0 <= start <= stop <= num_users`.
         """
+        parts = [shard.columns.slice(first, last) for shard, first, last in self._between(start, stop)]
+        return parts[0] if len(parts) == 1 else EncodedColumns.concat(parts)
+
+    def read_ids(self, start: int, stop: int) -> pa.Array:
+        """User ids of rows `start:stop`: a view of the file within one shard, a copy across shards.
+
+        Raises:
+            InvalidInput: not `0 <= start <= stop <= num_users`.
+        """
+        parts = [shard.user_ids.slice(first, last - first) for shard, first, last in self._between(start, stop)]
+        return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+
+    def _between(self, start: int, stop: int) -> Iterator[tuple[OpenShard, int, int]]:
+        """The shards that hold rows `start:stop`, each with its part of them; one at least."""
         if not 0 <= start <= stop <= self.num_users:
             raise InvalidInput(f"rows {start}:{stop} are not within the pool's 0:{self.num_users}", field="rows")
         first = min(int(np.searchsorted(self._starts, start, side="right")) - 1, len(self._shards) - 1)
-        parts = []
         for number in range(first, len(self._shards)):
             base = int(self._starts[number])
             shard = self._shards[number]
-            parts.append(shard.columns.slice(start - base if number == first else 0, min(stop - base, shard.rows)))
+            yield shard, start - base if number == first else 0, min(stop - base, shard.rows)
             if stop <= base + shard.rows:
                 break
-        return parts[0] if len(parts) == 1 else EncodedColumns.concat(parts)
 
     def blocks(self, size: int) -> Iterator[tuple[int, EncodedColumns]]:
         """The whole pool in row order: block i is rows `i*size : (i+1)*size`, with its first row.
@@ -229,7 +245,8 @@ def _same_kind(given: pa.DataType, expected: pa.DataType) -> bool:
     return bool(pa.types.is_string(given) or pa.types.is_large_string(given))
 
 
-def _count_below(ascending: pa.Array, values: pa.Array) -> Rows:
+def count_below(ascending: pa.Array, values: pa.Array) -> Rows:
+    """How many of `ascending` are below each of `values`."""
     if pa.types.is_int64(values.type):
         below: Rows = np.searchsorted(ascending.to_numpy(zero_copy_only=True), values.to_numpy(zero_copy_only=True))
         return below
