@@ -55,7 +55,7 @@ def write_whole(path: Path, *parts: bytes) -> None:
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _publish(staged: Path, output: Path, *, aside: Path, overwrite: bool) -> None:
