@@ -6,6 +6,7 @@
 #   make check-sanitize                       the C++ tests under address, undefined-behaviour and thread sanitizers
 #   make fuzz [SECONDS=60]                    what reads saved bytes, by libFuzzer (CXX_CLANG=... picks the clang++)
 #   make bench-topk [ARGS='--quick']          the top-K beside a plain scan and its rivals (benchmarks/README.md)
+#   make bench-billion [ARGS='--users 1e8']   one expansion over 10^9 users; 25 GB of disk (benchmarks/README.md)
 #   make bench-kernels                        the scan kernels; needs Google Benchmark (Debian: libbenchmark-dev)
 #   make setup                                only the set-up; then: . .venv/bin/activate
 #   make format  make serve  make loadtest  make clean
@@ -32,7 +33,7 @@ PROTO_FILES := $(shell find protos -type f)
 PYTHON_DIRS := python/lookalike handlers protos/generate.py examples loadtests benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-kernels format fuzz serve loadtest clean
+.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-billion bench-kernels format fuzz serve loadtest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -117,6 +118,9 @@ serve: $(STAMPS)/package
 bench-topk: $(STAMPS)/package
 	@$(call build-bench,bench_topk)
 	@$(BIN)/python benchmarks/topk.py $(ARGS)
+
+bench-billion: $(STAMPS)/package
+	@$(BIN)/python benchmarks/billion.py $(ARGS)
 
 bench-kernels: $(STAMPS)/requirements
 	@$(call build-bench,bench_kernels)
