@@ -152,7 +152,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": arguments.threads,
         "environment": environment["environment"],
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in DISTRIBUTIONS},
+        "packages": {name: version(name) for name in DISTRIBUTIONS},
         "cases": cases,
         "comparison": comparison,
     }
@@ -253,7 +253,8 @@ def _read(path: str) -> str:
         return ""
 
 
-def _version(distribution: str) -> str | None:
+def version(distribution: str) -> str | None:
+    """Of a package, if it is installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
