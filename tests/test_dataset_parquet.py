@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +12,15 @@ import pytest
 from pyarrow import fs
 
 from lookalike.dataset.parquet import ParquetSource, quoted, sql
-from lookalike.errors import DataCorrupted, InvalidInput, NotFound, ResourceExhausted, SchemaError, Unavailable
+from lookalike.errors import (
+    DataCorrupted,
+    InvalidInput,
+    NotFound,
+    ResourceExhausted,
+    SchemaError,
+    Unauthenticated,
+    Unavailable,
+)
 
 
 def write(path: Path, start: int, rows: int) -> Path:
@@ -83,6 +93,49 @@ def test_places_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
     refused = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:1&scheme=http&retry_limit_seconds=0.1"
     with pytest.raises(Unavailable, match="gs://bucket/x cannot be reached"):
         ParquetSource.open(refused)
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """An object store that lets nobody in."""
+
+    def do_GET(self) -> None:
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 - its name there
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+        pass
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind", "options"),
+    [
+        ("s3://key:secret@", "S3FileSystem", "&region=us-east-1"),
+        ("gs://anonymous@", "GcsFileSystem", ""),
+    ],
+)
+def test_refused_access_is_said_without_the_credentials(scheme: str, kind: str, options: str) -> None:
+    if not hasattr(fs, kind):
+        pytest.skip(f"this pyarrow has no {kind}")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(Unauthenticated, match=r"access to \w\w://bucket/u\.parquet is refused") as caught:
+                ParquetSource.open(
+                    f"{scheme}bucket/u.parquet?endpoint_override=127.0.0.1%3A{server.server_port}&scheme=http{options}"
+                )
+        finally:
+            server.shutdown()
+            thread.join()
+    assert caught.value.field == "u.parquet"
+    assert "secret" not in caught.value.message
 
 
 def test_strings_as_dictionaries_are_the_same_strings(tmp_path: Path) -> None:

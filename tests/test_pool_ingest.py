@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool_rows import encoded, rows_by_id, users, write
+from pyarrow import fs
 
 from lookalike.dataset.vocabulary import build_schema
 from lookalike.errors import AlreadyExists, InvalidInput, NotFound, ResourceExhausted, SchemaError
@@ -254,6 +258,39 @@ def test_a_full_disk_is_said_and_leaves_the_old_pool(tmp_path: Path) -> None:
     assert (caught.value.field, caught.value.reason) == ("output", "DISK_FULL")
     assert sorted(tmp_path.iterdir()) == before
     assert Pool.open(tmp_path / "pool").fingerprint == old.fingerprint
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of half a MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(path)]
+    if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)  # pools of the test may be mapped still
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_disk_that_is_really_full(tmp_path: Path, small_disk: Path, ordered: bool) -> None:
+    old = ingest(write(tmp_path / "old.parquet", users(10)), small_disk / "pools/old", publish=True)
+    table = users(60_000)
+    path = write(tmp_path / "u.parquet", table.sort_by("user_id") if ordered else table)
+    with pytest.raises(ResourceExhausted, match="full|ran out"):
+        ingest(path, small_disk / "pools/new", schema=old.schema, publish=True)
+    assert sorted(p.name for p in (small_disk / "pools").iterdir()) == ["current", "old"]
+    opened = Pool.open(small_disk / "pools")
+    opened.verify()
+    assert opened.fingerprint == old.fingerprint
+
+
+def test_ingest_through_a_filesystem_that_is_not_local(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    path = write(tmp_path / "there/u.parquet", users(300))
+    elsewhere = fs.SubTreeFileSystem(str(tmp_path / "there"), fs.LocalFileSystem())
+    pool = ingest("*.parquet", tmp_path / "pool", filesystem=elsewhere)  # the vocabulary is made there, too
+    assert pool.fingerprint == ingest(path, tmp_path / "local").fingerprint
 
 
 def test_every_column_that_does_not_fit_is_named(tmp_path: Path) -> None:
