@@ -192,14 +192,15 @@ double reference(const ScorerModel& m, const RandomUsers& users, std::size_t use
   return p * m.critic_scale;
 }
 
-const std::vector<ScorerField> kMixed = {{false, 3}, {true, 40}, {false, 300}, {false, 5}, {true, 9}, {false, 70000}};
+const std::vector<ScorerField> kMixed = {{false, 3}, {true, 40}, {false, 300}, {false, 5}, {true, 9}, {false, 2000}};
+const std::vector<ScorerField> kLarge = {{false, 3}, {true, 66000}, {false, 70000}};  // ids of four bytes
 
 std::vector<Shape> shapes() {
   return {
       {.fields = {{false, 4}, {false, 7}, {false, 100}, {false, 1000}}},
       {.fields = kMixed, .experts = 8},
       {.fields = {{true, 50}, {true, 600}}, .wide = false},
-      {.fields = kMixed, .dim = 5, .experts = 1, .critics = 1, .gate = 7, .hidden = {9}},
+      {.fields = kLarge, .dim = 5, .experts = 1, .critics = 1, .gate = 7, .hidden = {9}},
       {.fields = kMixed, .dim = 20, .experts = 3, .critics = 18, .gate = 33, .hidden = {40, 100, 17}},
       {.fields = {{false, 2}}, .dim = 1, .experts = 17, .critics = 2, .gate = 1, .hidden = {1, 1, 1, 1}},
   };
