@@ -227,7 +227,7 @@ TEST(scores_are_those_of_the_definition) {
   unsigned seed = 1;
   for (const Shape& shape : shapes()) {
     const RandomModel random(shape, ++seed);
-    const RandomUsers users(shape.fields, 500, seed);
+    const RandomUsers users(shape.fields, 100, seed);
     std::vector<double> expected;
     for (std::size_t user = 0; user < users.size; ++user) {
       expected.push_back(reference(random.model, users, user));
@@ -252,7 +252,7 @@ TEST(scores_are_those_of_the_definition) {
 TEST(neither_threads_nor_cuts_change_a_bit) {
   const Shape shape{.fields = kMixed};
   const RandomModel random(shape, 3);
-  const RandomUsers users(shape.fields, 20'011, 4);
+  const RandomUsers users(shape.fields, 6500, 4);
   const Scorer scorer(random.model, {std::size_t{1} << 20});
   at_every_level([&](const std::string& level) {
     const std::vector<float> whole = scores_of(scorer, users.all());
@@ -277,7 +277,7 @@ TEST(neither_threads_nor_cuts_change_a_bit) {
 TEST(scores_go_into_a_selection) {
   const Shape shape{.fields = kMixed};
   const RandomModel random(shape, 5);
-  const RandomUsers users(shape.fields, 30'000, 6);
+  const RandomUsers users(shape.fields, 13000, 6);
   const Scorer scorer(random.model);
   TopK expected(100);
   expected.push(scores_of(scorer, users.all()), 1000);
@@ -289,7 +289,7 @@ TEST(scores_go_into_a_selection) {
   CHECK(polls > 0);
   CHECK_THROWS(
       std::runtime_error, "stop",
-      scorer.score_into(top, users.all(), 40'000, {.threads = 2, .poll = [] { throw std::runtime_error("stop"); }}));
+      scorer.score_into(top, users.all(), 20000, {.threads = 2, .poll = [] { throw std::runtime_error("stop"); }}));
 }
 
 TEST(small_fields_share_a_table_and_large_ones_are_pooled) {
