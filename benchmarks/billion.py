@@ -30,7 +30,7 @@ from competitors import whole
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from topk import machine, version
+from topk import machine, version, write_json
 
 from lookalike.dataset.layout import Dataset
 from lookalike.dataset.profiles import PROFILES, Population
@@ -82,11 +82,7 @@ def main() -> int:
         return 1
     show(console, document)
     if arguments.json:
-        text = json.dumps(document, indent=2) + "\n"
-        if arguments.json == "-":
-            sys.stdout.write(text)
-        else:
-            Path(arguments.json).write_text(text, encoding="utf-8")
+        write_json(document, arguments.json)
     return 0 if document["verified"] and document["memory"]["met"] else 1
 
 

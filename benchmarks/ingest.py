@@ -12,7 +12,6 @@ are warm in the page cache. The goal is shown, not enforced.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import platform
 import resource
@@ -33,7 +32,7 @@ from competitors import spread, whole
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from topk import machine
+from topk import machine, write_json
 
 from lookalike.dataset.parquet import ParquetSource
 from lookalike.pool.ingest import ingest
@@ -59,11 +58,8 @@ def main() -> int:
     arguments = _parse()
     document = measure(arguments.users, arguments.repeat, arguments.memory_gib, arguments.folder)
     show(Console(stderr=arguments.json == "-", width=120), document)
-    text = json.dumps(document, indent=2) + "\n"
-    if arguments.json == "-":
-        sys.stdout.write(text)
-    elif arguments.json:
-        Path(arguments.json).write_text(text, encoding="utf-8")
+    if arguments.json:
+        write_json(document, arguments.json)
     return 0
 
 

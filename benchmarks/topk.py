@@ -97,14 +97,19 @@ def main() -> int:
     show_cases(console, document)
     show_comparison(console, document)
     if arguments.json:
-        text = json.dumps(document, indent=2) + "\n"
-        if arguments.json == "-":
-            sys.stdout.write(text)
-        else:
-            beside = Path(f"{arguments.json}.tmp")
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(arguments.json)
+        write_json(document, arguments.json)
     return 1 if any("failed" in one for one in document["comparison"]) else 0
+
+
+def write_json(document: dict[str, Any], target: str) -> None:
+    """To stdout if `target` is `-`, else to that file, whole or not at all."""
+    text = json.dumps(document, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    beside = Path(f"{target}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(target)
 
 
 def _parse() -> argparse.Namespace:

@@ -25,8 +25,6 @@ constexpr double kPooledMost = 8191;
 // A pooled field with more ids than this is bounded by its embeddings' largest numbers, not by folding all of them.
 constexpr std::size_t kBoundedByFolding = 65536;
 
-std::size_t padded(std::size_t count, std::size_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
 void check_size(const std::string& name, std::size_t given, std::size_t wanted) {
   if (given != wanted) {
     throw InvalidInput(name, name + " has " + std::to_string(given) + " numbers and must have " +

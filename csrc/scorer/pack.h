@@ -13,6 +13,10 @@
 
 namespace lookalike::detail {
 
+constexpr std::size_t padded(std::size_t count, std::size_t multiple) noexcept {
+  return (count + multiple - 1) / multiple * multiple;
+}
+
 /// Throws InvalidInput: shapes that do not fit, or weights that are not finite.
 void check_model(const ScorerModel& model);
 

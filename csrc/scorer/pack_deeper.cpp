@@ -9,8 +9,6 @@
 namespace lookalike::detail {
 namespace {
 
-std::size_t padded(std::size_t count, std::size_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
 /// `[rows, columns]` of floats as `[padded rows, padded columns]`, each row times its factor.
 std::vector<double> spread(std::span<const float> weights, std::size_t rows, std::size_t columns,
                            std::size_t padded_rows, std::size_t padded_columns, std::span<const double> factors) {

@@ -97,21 +97,16 @@ class Scorer::State::Room {
       between = std::max<std::size_t>(between, model.layers[i].outputs);
     }
     const std::size_t gate = std::max(model.expert_gate.outputs, model.critic_gate.outputs);
-    for (int pass = 0; pass < 2; ++pass) {
-      used_ = 0;
-      tile_.first = take<std::int16_t>(kTile * model.columns);
-      tile_.pooled = take<std::int16_t>(kTile * std::size_t{model.pooled.inputs});
-      tile_.between[0] = take<std::int16_t>(kTile * between);
-      tile_.between[1] = take<std::int16_t>(kTile * between);
-      tile_.gates = take<float>(kTile * gate);
-      tile_.weights = take<float>(kTile * gate);
-      tile_.mixed = take<float>(kTile * model.mixed);
-      tile_.opinions = take<float>(kTile * model.critic_lanes);
-      tile_.wide = take<float>(kTile);
-      tile_.scores = take<float>(kTile);
-      bytes_.resize(used_ + kAlignment);  // by the second pass, all is there
-    }
-    std::fill(bytes_.begin(), bytes_.end(), std::byte{0});
+    tile_.first = make<std::int16_t>(kTile * model.columns);
+    tile_.pooled = make<std::int16_t>(kTile * std::size_t{model.pooled.inputs});
+    tile_.between[0] = make<std::int16_t>(kTile * between);
+    tile_.between[1] = make<std::int16_t>(kTile * between);
+    tile_.gates = make<float>(kTile * gate);
+    tile_.weights = make<float>(kTile * gate);
+    tile_.mixed = make<float>(kTile * model.mixed);
+    tile_.opinions = make<float>(kTile * model.critic_lanes);
+    tile_.wide = make<float>(kTile);
+    tile_.scores = make<float>(kTile);
     tile_.index = index_.data();
     tile_.pools = pools_.data();
   }
@@ -143,17 +138,16 @@ class Scorer::State::Room {
   }
 
  private:
-  static constexpr std::size_t kAlignment = 64;
+  // A register of the widest instruction set: rows of whole registers then begin on cache lines.
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
 
+  /// Zeros that live as long as the room.
   template <class T>
-  T* take(std::size_t count) {
-    auto* place = bytes_.empty() ? nullptr : bytes_.data();
-    const auto address = reinterpret_cast<std::uintptr_t>(place);
-    T* taken = place == nullptr
-                   ? nullptr
-                   : reinterpret_cast<T*>(place + (kAlignment - address % kAlignment) % kAlignment + used_);
-    used_ += (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    return taken;
+  T* make(std::size_t count) {
+    arrays_.emplace_back((count * sizeof(T) + sizeof(Line) - 1) / sizeof(Line));
+    return reinterpret_cast<T*>(arrays_.back().data());
   }
 
   void fill_pool(const ScorerColumn& column, std::size_t begin, std::size_t count, std::size_t pool) {
@@ -168,8 +162,7 @@ class Scorer::State::Room {
   std::vector<std::uint32_t> index_;
   std::vector<TilePool> pools_;
   std::vector<std::int64_t> offsets_;
-  std::vector<std::byte> bytes_;
-  std::size_t used_ = 0;
+  std::vector<std::vector<Line>> arrays_;
   Tile tile_{};
 };
 
