@@ -343,7 +343,7 @@ def test_the_variable_sets_the_level_until_another_is_forced(level: str) -> None
     assert first_use(level) == [level, "None", "scalar 2"]
 
 
-@pytest.mark.parametrize("wrong", ["mmx", *sorted({"avx2", "avx512", "neon"} - set(LEVELS))])
+@pytest.mark.parametrize("wrong", ["mmx", *sorted({"avx2", "avx512", "avx512vnni", "neon"} - set(LEVELS))])
 def test_a_variable_that_is_no_level_of_this_machine_is_refused_at_every_use(wrong: str) -> None:
     error = f"LOOKALIKE_SIMD: LOOKALIKE_SIMD is '{wrong}': unset it, or give it what this machine can run: "
     assert first_use(wrong) == [error + ", ".join(LEVELS)] * 2 + ["scalar 0"]

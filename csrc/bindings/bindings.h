@@ -16,6 +16,7 @@ namespace lookalike::bindings {
 namespace py = pybind11;
 
 void bind_cpu(py::module_& module);
+void bind_scorer(py::module_& module);
 void bind_topk(py::module_& module);
 
 /// The elements of a one-dimensional, C-contiguous array of exactly this type; never a copy. Throws InvalidInput that

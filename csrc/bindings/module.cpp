@@ -27,9 +27,10 @@ void translate(std::exception_ptr exception) {
 }  // namespace lookalike::bindings
 
 PYBIND11_MODULE(_core, module) {
-  module.doc() = "The C++ core. Use it through lookalike.retrieval.topk.";
+  module.doc() = "The C++ core. Use it through lookalike.retrieval.topk and lookalike.scoring.native.";
   module.attr("__version__") = LOOKALIKE_VERSION;
   pybind11::register_local_exception_translator(lookalike::bindings::translate);
   lookalike::bindings::bind_cpu(module);
+  lookalike::bindings::bind_scorer(module);
   lookalike::bindings::bind_topk(module);
 }

@@ -12,7 +12,8 @@
 namespace lookalike {
 namespace {
 
-constexpr std::array kLevels{SimdLevel::kScalar, SimdLevel::kAvx2, SimdLevel::kAvx512, SimdLevel::kNeon};
+constexpr std::array kLevels{SimdLevel::kScalar, SimdLevel::kAvx2, SimdLevel::kAvx512, SimdLevel::kAvx512Vnni,
+                             SimdLevel::kNeon};
 static_assert(kLevels.size() == detail::kSimdLevels);
 
 constexpr const char* kVariable = "LOOKALIKE_SIMD";
@@ -20,8 +21,9 @@ constexpr const char* kVariable = "LOOKALIKE_SIMD";
 bool supported(SimdLevel level) noexcept {
 #if defined(__x86_64__)
   // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
-  const bool avx2 = __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("bmi") != 0 &&
-                    __builtin_cpu_supports("popcnt") != 0;
+  const bool avx2 = __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
+                    __builtin_cpu_supports("bmi") != 0 && __builtin_cpu_supports("popcnt") != 0;
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0;
 #endif
   switch (level) {
     case SimdLevel::kScalar:
@@ -30,7 +32,9 @@ bool supported(SimdLevel level) noexcept {
     case SimdLevel::kAvx2:
       return avx2;
     case SimdLevel::kAvx512:
-      return avx2 && __builtin_cpu_supports("avx512f") != 0;
+      return avx512;
+    case SimdLevel::kAvx512Vnni:
+      return avx512 && __builtin_cpu_supports("avx512vnni") != 0;
 #elif defined(__aarch64__)
     case SimdLevel::kNeon:
       return true;
@@ -96,6 +100,8 @@ std::string_view name(SimdLevel level) noexcept {
       return "avx2";
     case SimdLevel::kAvx512:
       return "avx512";
+    case SimdLevel::kAvx512Vnni:
+      return "avx512vnni";
     case SimdLevel::kNeon:
       return "neon";
   }

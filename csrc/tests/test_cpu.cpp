@@ -48,7 +48,8 @@ bool supported(SimdLevel level) {
   return std::find(levels.begin(), levels.end(), level) != levels.end();
 }
 
-constexpr SimdLevel kAll[] = {SimdLevel::kScalar, SimdLevel::kAvx2, SimdLevel::kAvx512, SimdLevel::kNeon};
+constexpr SimdLevel kAll[] = {SimdLevel::kScalar, SimdLevel::kAvx2, SimdLevel::kAvx512, SimdLevel::kAvx512Vnni,
+                              SimdLevel::kNeon};
 
 }  // namespace
 

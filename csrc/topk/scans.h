@@ -7,11 +7,11 @@
 namespace lookalike::detail {
 
 #if defined(__x86_64__)
-inline constexpr ScanFunction kScans[] = {scan_scalar, scan_avx2, scan_avx512, nullptr};
+inline constexpr ScanFunction kScans[] = {scan_scalar, scan_avx2, scan_avx512, scan_avx512, nullptr};
 #elif defined(__aarch64__)
-inline constexpr ScanFunction kScans[] = {scan_scalar, nullptr, nullptr, scan_neon};
+inline constexpr ScanFunction kScans[] = {scan_scalar, nullptr, nullptr, nullptr, scan_neon};
 #else
-inline constexpr ScanFunction kScans[] = {scan_scalar, nullptr, nullptr, nullptr};
+inline constexpr ScanFunction kScans[] = {scan_scalar, nullptr, nullptr, nullptr, nullptr};
 #endif
 
 }  // namespace lookalike::detail

@@ -9,6 +9,27 @@ def simd_level() -> str: ...
 def simd_levels() -> list[str]: ...
 def set_simd_level(level: str | None) -> None: ...
 
+class Scorer:
+    def __init__(
+        self,
+        fields: list[tuple[bool, int]],
+        shape: dict[str, object],
+        weights: dict[str, npt.NDArray[np.float32]],
+        deeper_weights: list[npt.NDArray[np.float32]],
+        deeper_biases: list[npt.NDArray[np.float32]],
+        fold_bytes: int,
+    ) -> None: ...
+    def score(
+        self,
+        users: int,
+        columns: list[tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64] | None]],
+        threads: int,
+    ) -> npt.NDArray[np.float32]: ...
+    @property
+    def tables(self) -> list[int]: ...
+    @property
+    def table_bytes(self) -> int: ...
+
 class TopK:
     def __init__(
         self,

@@ -71,7 +71,8 @@ class CompiledMetaHeac(nn.Module):
         self.expert_scale = 1.0 / config.num_experts if config.literal_average else 1.0
         self.critic_scale = 1.0 / config.num_critics if config.literal_average else 1.0
         starts = model.users.starts
-        self.multi_starts = [starts[name] for name in model.users.multi_names]
+        # Typed, because there may be none, and TorchScript cannot tell what an empty list holds.
+        self.multi_starts = torch.jit.Attribute([starts[name] for name in model.users.multi_names], list[int])
         single_starts = torch.tensor([starts[name] for name in model.users.single_names], dtype=torch.int64)
         self.register_buffer("single_starts", single_starts)
         table = model.user_embedding.detach()
@@ -134,6 +135,27 @@ def compile_model(model: MetaHeac, campaign: EncodedColumns, output: Path, prove
         torch.jit.save(script, output, {PROVENANCE_NAME: json.dumps(facts, ensure_ascii=False)})
 
 
+def load_compiled(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, FeatureSchema, dict[str, Any]]:
+    """A customised model's archive, not frozen: the module, the user schema, and what `compile_model` was given.
+
+    Raises:
+        NotFound: no such file. DataCorrupted: not one of our archives.
+    """
+    if not path.is_file():
+        raise NotFound(f"no customised model at {path}", field="model")
+    extra = {PROVENANCE_NAME: ""}
+    try:
+        with _quiet():
+            script = torch.jit.load(path, map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
+        text: Any = extra[PROVENANCE_NAME]
+        provenance: dict[str, Any] = json.loads(text)
+        schema = FeatureSchema.from_json(provenance.pop("user_schema"))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise DataCorrupted(f"{path} is no customised model of ours: {error}", field="model") from error
+    module: torch.jit.ScriptModule = script.eval()
+    return module, schema, provenance
+
+
 class TorchScriptEngine:
     """Scores encoded users with a compiled customised model, on a CPU or a GPU.
 
@@ -151,21 +173,12 @@ class TorchScriptEngine:
             NotFound: no such file. DataCorrupted: not one of our archives. InvalidInput: no such device.
         """
         config = resolve(config or ScoringConfig())
-        if not path.is_file():
-            raise NotFound(f"no customised model at {path}", field="model")
         self.device = torch.device(config.device)
         self.threads = config.threads
         self.batch_size = config.batch_size
-        extra = {PROVENANCE_NAME: ""}
-        try:
-            with _quiet():
-                script = torch.jit.load(path, map_location=self.device, _extra_files=extra)  # type: ignore[no-untyped-call]
-                self._script = torch.jit.freeze(script.eval())
-            text: Any = extra[PROVENANCE_NAME]
-            self.provenance: dict[str, Any] = json.loads(text)
-            self.schema = FeatureSchema.from_json(self.provenance.pop("user_schema"))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise DataCorrupted(f"{path} is no customised model of ours: {error}", field="model") from error
+        script, self.schema, self.provenance = load_compiled(path, self.device)
+        with _quiet():
+            self._script = torch.jit.freeze(script)
         self._single = [f.name for f in self.schema.single]
         self._multi = [f.name for f in self.schema.multi]
 

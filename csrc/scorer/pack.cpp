@@ -1,0 +1,337 @@
+#include "scorer/pack.h"
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <numeric>
+#include <span>
+#include <string>
+
+#include "lookalike/error.h"
+#include "scorer/quantise.h"
+
+namespace lookalike::detail {
+namespace {
+
+// Fields share a table of so many rows at most: of 448 columns, half of an L2 of 1 MiB.
+constexpr std::size_t kSharedRows = 512;
+
+// The sum of a column's largest values; the rest of 32,767 is for rounding each of them.
+constexpr double kFirstMost = 32000;
+
+// Pooled numbers have 13 bits, so that weights have room for as many in sums of 32.
+constexpr double kPooledMost = 8191;
+
+// A pooled field with more ids than this is bounded by its embeddings' largest numbers, not by folding all of them.
+constexpr std::size_t kBoundedByFolding = 65536;
+
+std::size_t padded(std::size_t count, std::size_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+void check_size(const std::string& name, std::size_t given, std::size_t wanted) {
+  if (given != wanted) {
+    throw InvalidInput(name, name + " has " + std::to_string(given) + " numbers and must have " +
+                                 std::to_string(wanted) + ": give the weights of one model");
+  }
+}
+
+void check_weights(const std::string& name, std::span<const float> weights, std::size_t wanted) {
+  check_size(name, weights.size(), wanted);
+  if (!std::ranges::all_of(weights, [](float weight) { return std::isfinite(weight); })) {
+    throw InvalidInput(name, name + " holds a number that is not finite: the model has diverged");
+  }
+}
+
+void check_positive(const std::string& name, std::size_t value) {
+  if (value == 0) {
+    throw InvalidInput(name, name + " must be at least 1");
+  }
+}
+
+}  // namespace
+
+void check_model(const ScorerModel& model) {
+  check_positive("fields", model.fields.size());
+  check_positive("dim", model.dim);
+  check_positive("num_experts", model.num_experts);
+  check_positive("num_critics", model.num_critics);
+  check_positive("gate_hidden", model.gate_hidden);
+  check_positive("hidden", model.hidden.size());
+  for (const std::uint32_t width : model.hidden) {
+    // Wider, and the rounding of weights could fill a sum of 32 bits.
+    if (width == 0 || width > 16384) {
+      throw InvalidInput("hidden", "a layer of " + std::to_string(width) + " is not between 1 and 16384 wide");
+    }
+  }
+  std::size_t ids = 0;
+  for (const ScorerField& field : model.fields) {
+    check_positive("size", field.size);
+    ids += field.size;
+  }
+  const std::size_t experts = model.num_experts;
+  const std::size_t width = experts * model.hidden.front() + 2 * std::size_t{model.gate_hidden};
+  check_weights("table", model.table, ids * model.dim);
+  check_weights("wide", model.wide, model.wide.empty() ? 0 : ids);
+  check_weights("first_weight", model.first_weight, model.fields.size() * model.dim * width);
+  check_weights("first_bias", model.first_bias, width);
+  check_size("deeper_weights", model.deeper_weights.size(), model.hidden.size() - 1);
+  check_size("deeper_biases", model.deeper_biases.size(), model.hidden.size() - 1);
+  for (std::size_t i = 1; i < model.hidden.size(); ++i) {
+    check_weights("deeper_weights", model.deeper_weights[i - 1],
+                  experts * model.hidden[i - 1] * std::size_t{model.hidden[i]});
+    check_weights("deeper_biases", model.deeper_biases[i - 1], experts * model.hidden[i]);
+  }
+  check_weights("expert_gate_weight", model.expert_gate_weight, model.gate_hidden * experts);
+  check_weights("expert_gate_bias", model.expert_gate_bias, experts);
+  check_weights("critic_gate_weight", model.critic_gate_weight, std::size_t{model.gate_hidden} * model.num_critics);
+  check_weights("critic_gate_bias", model.critic_gate_bias, model.num_critics);
+  check_weights("critics_weight", model.critics_weight, std::size_t{model.hidden.back()} * model.num_critics);
+  check_weights("critics_bias", model.critics_bias, model.num_critics);
+}
+
+Plan make_plan(const std::vector<ScorerField>& fields, std::size_t columns, std::size_t fold_bytes) {
+  struct Group {
+    std::size_t rows;
+    std::vector<std::size_t> fields;
+  };
+  std::vector<Group> groups;
+  Plan plan{std::vector<FieldPlan>(fields.size()), {}, {}};
+  std::vector<std::size_t> order(fields.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return fields[a].size < fields[b].size; });
+  std::size_t bytes = 0;
+  for (const std::size_t field : order) {
+    const std::size_t more = fields[field].size * columns * sizeof(std::int16_t);
+    if (fields[field].multi || more > fold_bytes - bytes) {
+      plan.pools.push_back(field);
+      continue;
+    }
+    bytes += more;
+    groups.push_back({fields[field].size, {field}});
+  }
+  // The two smallest share one as long as that stays small.
+  while (groups.size() > 1 && groups[0].rows * groups[1].rows <= kSharedRows) {
+    Group both{groups[0].rows * groups[1].rows, groups[0].fields};
+    std::ranges::copy(groups[1].fields, std::back_inserter(both.fields));
+    groups.erase(groups.begin(), groups.begin() + 2);
+    const auto place = std::ranges::upper_bound(groups, both.rows, {}, &Group::rows);
+    groups.insert(place, std::move(both));
+  }
+  std::ranges::sort(plan.pools);
+  for (std::size_t i = 0; i < plan.pools.size(); ++i) {
+    plan.fields[plan.pools[i]].pool = static_cast<int>(i);
+  }
+  for (const Group& group : groups) {
+    std::uint32_t stride = 1;
+    for (const std::size_t field : group.fields) {
+      plan.fields[field].table = static_cast<int>(plan.tables.size());
+      plan.fields[field].stride = stride;
+      stride *= fields[field].size;
+    }
+    plan.tables.push_back(group.fields);
+  }
+  return plan;
+}
+
+/// Experts and gates begin at multiples of kColumns; what is between is zero.
+struct Packed::Layout {
+  std::vector<std::size_t> place;    // [columns of the model]
+  std::vector<std::size_t> id_base;  // [fields]: where a field's ids begin in the model's table
+
+  explicit Layout(const ScorerModel& model) {
+    const std::size_t expert = padded(model.hidden.front(), kColumns);
+    const std::size_t gate = padded(model.gate_hidden, kColumns);
+    for (std::size_t i = 0; i < model.num_experts; ++i) {
+      for (std::size_t j = 0; j < model.hidden.front(); ++j) {
+        place.push_back(i * expert + j);
+      }
+    }
+    for (std::size_t i = 0; i < 2; ++i) {
+      for (std::size_t j = 0; j < model.gate_hidden; ++j) {
+        place.push_back(model.num_experts * expert + i * gate + j);
+      }
+    }
+    std::size_t ids = 0;
+    for (const ScorerField& field : model.fields) {
+      id_base.push_back(ids);
+      ids += field.size;
+    }
+  }
+
+  /// A field's ids times its part of the first layer: `[size, columns of the model]`.
+  [[nodiscard]] std::vector<float> fold(const ScorerModel& model, std::size_t field) const {
+    const std::size_t width = place.size();
+    std::vector<float> folded(model.fields[field].size * width);
+    for (std::size_t id = 0; id < model.fields[field].size; ++id) {
+      float* row = folded.data() + id * width;
+      for (std::size_t d = 0; d < model.dim; ++d) {
+        const float factor = model.table[(id_base[field] + id) * model.dim + d];
+        const float* weights = model.first_weight.data() + (field * model.dim + d) * width;
+        for (std::size_t j = 0; j < width; ++j) {
+          row[j] += factor * weights[j];
+        }
+      }
+    }
+    return folded;
+  }
+};
+
+Packed::Packed(const ScorerModel& model, const ScorerOptions& options) {
+  kernel.expert_columns = static_cast<std::uint32_t>(padded(model.hidden.front(), kColumns));
+  kernel.gate_columns = static_cast<std::uint32_t>(padded(model.gate_hidden, kColumns));
+  kernel.num_experts = model.num_experts;
+  kernel.num_critics = model.num_critics;
+  kernel.columns = model.num_experts * kernel.expert_columns + 2 * kernel.gate_columns;
+  kernel.pool_width = static_cast<std::uint32_t>(padded(model.dim, kLanes));
+  plan = make_plan(model.fields, kernel.columns, options.fold_bytes);
+  kernel.num_tables = static_cast<std::uint32_t>(plan.tables.size());
+  kernel.num_pools = static_cast<std::uint32_t>(plan.pools.size());
+  const Layout layout(model);
+  pack_first(model, layout);
+  pack_pools(model, layout);
+  pack_experts(model);
+  pack_critics(model);
+}
+
+void Packed::pack_first(const ScorerModel& model, const Layout& layout) {
+  const std::size_t width = layout.place.size();
+  std::vector<double> lowest(model.first_bias.begin(), model.first_bias.end());
+  std::vector<double> highest = lowest;
+  std::vector<double> reach(width);
+  std::ranges::transform(lowest, reach.begin(), [](double bias) { return std::abs(bias); });
+  std::vector<std::vector<float>> folded(model.fields.size());
+  for (std::size_t field = 0; field < model.fields.size(); ++field) {
+    std::vector<double> least(width, 0);  // of an empty list
+    std::vector<double> most(width, 0);
+    if (plan.fields[field].pool >= 0 && model.fields[field].size > kBoundedByFolding) {
+      for (std::size_t d = 0; d < model.dim; ++d) {
+        double largest = 0;
+        for (std::size_t id = 0; id < model.fields[field].size; ++id) {
+          largest = std::max<double>(largest, std::abs(model.table[(layout.id_base[field] + id) * model.dim + d]));
+        }
+        for (std::size_t j = 0; j < width; ++j) {
+          most[j] += largest * std::abs(model.first_weight[(field * model.dim + d) * width + j]);
+        }
+      }
+      std::ranges::transform(most, least.begin(), std::negate<>());
+    } else {
+      folded[field] = layout.fold(model, field);
+      for (std::size_t i = 0; i < folded[field].size(); ++i) {
+        least[i % width] = std::min<double>(least[i % width], folded[field][i]);
+        most[i % width] = std::max<double>(most[i % width], folded[field][i]);
+      }
+      if (plan.fields[field].pool >= 0) {
+        folded[field] = {};
+      }
+    }
+    for (std::size_t j = 0; j < width; ++j) {
+      lowest[j] += least[j];
+      highest[j] += most[j];
+      reach[j] += std::max(-least[j], most[j]);
+    }
+  }
+  step_.assign(kernel.columns, 1);
+  highest_.assign(kernel.columns, 0);
+  for (std::size_t j = 0; j < width; ++j) {
+    const std::size_t place = layout.place[j];
+    step_[place] = reach[j] > 0 ? reach[j] / kFirstMost : 1;
+    const double rounding = static_cast<double>(model.fields.size()) + 1;
+    highest_[place] = std::min(kMost, std::ceil(std::max(0.0, highest[j]) / step_[place]) + rounding);
+  }
+  pack_tables(model, layout, folded);
+}
+
+void Packed::pack_tables(const ScorerModel& model, const Layout& layout,
+                         const std::vector<std::vector<float>>& folded) {
+  const std::size_t width = layout.place.size();
+  std::vector<const std::int16_t*> rows;
+  std::vector<const float*> wides;
+  for (const auto& fields : plan.tables) {
+    std::size_t size = 1;
+    for (const std::size_t field : fields) {
+      size *= model.fields[field].size;
+    }
+    Buffer<std::int16_t> table(size * kernel.columns);
+    std::fill(table.begin(), table.end(), std::int16_t{0});
+    std::vector<float> wide(size);
+    std::vector<double> sum(width);
+    for (std::size_t row = 0; row < size; ++row) {
+      std::fill(sum.begin(), sum.end(), 0);
+      if (rows.empty()) {
+        std::copy(model.first_bias.begin(), model.first_bias.end(), sum.begin());
+      }
+      for (const std::size_t field : fields) {
+        const std::size_t id = row / plan.fields[field].stride % model.fields[field].size;
+        for (std::size_t j = 0; j < width; ++j) {
+          sum[j] += folded[field][id * width + j];
+        }
+        wide[row] += model.wide.empty() ? 0 : model.wide[layout.id_base[field] + id];
+      }
+      for (std::size_t j = 0; j < width; ++j) {
+        const std::size_t place = layout.place[j];
+        table[row * kernel.columns + place] = static_cast<std::int16_t>(std::lround(sum[j] / step_[place]));
+      }
+    }
+    rows.push_back(table.data());
+    table_bytes += table.size() * sizeof(std::int16_t) + wide.size() * sizeof(float);
+    tables_.push_back(std::move(table));
+    wides.push_back(keep(std::move(wide)));
+  }
+  kernel.tables = keep(std::move(rows));
+  kernel.wides = keep(std::move(wides));
+  // Where there is a table, it is in the first one.
+  std::vector<std::int16_t> bias(kernel.columns);
+  for (std::size_t j = 0; j < width && kernel.num_tables == 0; ++j) {
+    bias[layout.place[j]] = static_cast<std::int16_t>(std::lround(model.first_bias[j] / step_[layout.place[j]]));
+  }
+  kernel.bias = keep(std::move(bias));
+}
+
+void Packed::pack_pools(const ScorerModel& model, const Layout& layout) {
+  const std::size_t width = layout.place.size();
+  const std::size_t inputs = padded(std::size_t{kernel.num_pools} * kernel.pool_width, kColumns);
+  std::vector<PackedPool> pools;
+  std::vector<double> weights(inputs * kernel.columns, 0);
+  std::vector<double> highest(inputs, 0);
+  for (const std::size_t field : plan.pools) {
+    const std::size_t size = model.fields[field].size;
+    const std::size_t base = layout.id_base[field];
+    std::vector<float> table(size * kernel.pool_width);
+    std::vector<float> quantum(kernel.pool_width, 0);
+    std::vector<float> wide(size, 0);
+    for (std::size_t id = 0; id < size; ++id) {
+      std::copy_n(model.table.begin() + static_cast<std::ptrdiff_t>((base + id) * model.dim), model.dim,
+                  table.begin() + static_cast<std::ptrdiff_t>(id * kernel.pool_width));
+      wide[id] = model.wide.empty() ? 0 : model.wide[base + id];
+    }
+    for (std::size_t d = 0; d < model.dim; ++d) {
+      float largest = 0;
+      for (std::size_t id = 0; id < size; ++id) {
+        largest = std::max(largest, std::abs(table[id * kernel.pool_width + d]));
+      }
+      if (largest == 0) {
+        continue;
+      }
+      quantum[d] = static_cast<float>(kPooledMost / largest);
+      const std::size_t input = pools.size() * kernel.pool_width + d;
+      highest[input] = kPooledMost + 1;
+      for (std::size_t j = 0; j < width; ++j) {
+        const std::size_t place = layout.place[j];
+        weights[input * kernel.columns + place] =
+            model.first_weight[(field * model.dim + d) * width + j] / (double{quantum[d]} * step_[place]);
+      }
+    }
+    table_bytes += (table.size() + wide.size()) * sizeof(float);
+    pools.push_back({keep(std::move(table)), keep(std::move(wide)), keep(std::move(quantum))});
+  }
+  kernel.pools = keep(std::move(pools));
+  QuantisedLayer layer = quantise(weights, inputs, kernel.columns, highest, true);
+  std::vector<float> bias(kernel.columns);
+  if (kernel.num_tables == 0) {
+    std::transform(kernel.bias, kernel.bias + kernel.columns, bias.begin(),
+                   [](auto b) { return static_cast<float>(b); });
+  }
+  kernel.pooled = {static_cast<std::uint32_t>(inputs), kernel.columns, keep(std::move(layer.weights)),
+                   keep(std::vector<float>(layer.scale.begin(), layer.scale.end())), keep(std::move(bias))};
+}
+
+}  // namespace lookalike::detail

@@ -1,0 +1,69 @@
+// A model as the kernels want it: folded, quantised, padded. Knows numbers, not users.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "lookalike/buffer.h"
+#include "lookalike/scorer.h"
+#include "scorer/tile.h"
+
+namespace lookalike::detail {
+
+/// Throws InvalidInput: shapes that do not fit, or weights that are not finite.
+void check_model(const ScorerModel& model);
+
+/// How fields are looked up. A table has a row for each combination of its fields' ids: the sum of id * stride.
+struct FieldPlan {
+  int table = -1;            // or pooled
+  int pool = -1;             // or looked up
+  std::uint32_t stride = 1;  // in its table
+};
+
+struct Plan {
+  std::vector<FieldPlan> fields;
+  std::vector<std::vector<std::size_t>> tables;  // their fields
+  std::vector<std::size_t> pools;                // their fields
+};
+
+/// Small single-valued fields share tables, larger ones have their own as long as all fit in fold_bytes, others are
+/// pooled. `columns` is how many 16-bit numbers a row has.
+[[nodiscard]] Plan make_plan(const std::vector<ScorerField>& fields, std::size_t columns, std::size_t fold_bytes);
+
+/// Owns what its PackedModel points to.
+class Packed {
+ public:
+  /// The model must have been checked.
+  Packed(const ScorerModel& model, const ScorerOptions& options);
+
+  Plan plan;
+  PackedModel kernel{};
+  std::size_t table_bytes = 0;
+
+ private:
+  struct Layout;  // where columns of the model go
+
+  void pack_first(const ScorerModel& model, const Layout& layout);
+  void pack_tables(const ScorerModel& model, const Layout& layout, const std::vector<std::vector<float>>& folded);
+  void pack_pools(const ScorerModel& model, const Layout& layout);
+  void pack_experts(const ScorerModel& model);
+  void pack_critics(const ScorerModel& model);
+
+  template <class T>
+  T* keep(std::vector<T>&& values) {
+    auto kept = std::make_shared<std::vector<T>>(std::move(values));
+    T* data = kept->data();
+    kept_.push_back(std::move(kept));
+    return data;
+  }
+
+  std::vector<double> step_;     // of the first layer's columns: the value of 1
+  std::vector<double> highest_;  // what a column's number can be at most, after the rectifier
+  std::vector<Buffer<std::int16_t>> tables_;
+  std::vector<std::shared_ptr<const void>> kept_;
+};
+
+}  // namespace lookalike::detail

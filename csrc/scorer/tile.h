@@ -1,0 +1,97 @@
+// What a kernel is given: a model packed for it, and a tile of users. Plain pointers, because the kernels share no code
+// with anything (see tile_impl.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lookalike::detail {
+
+/// Users scored together: a multiple of 16 lanes, and of 6, 3 and 2 users whose sums fit in registers.
+constexpr std::size_t kTile = 48;
+
+/// Outputs are padded to whole vectors of the widest instruction set, and pairs of inputs to two of them.
+constexpr std::size_t kLanes = 16;
+constexpr std::size_t kColumns = 32;
+
+/// y = scale * (x weights) + bias, where x and the weights are 16-bit integers.
+struct PackedLayer {
+  std::uint32_t inputs;         // a multiple of kColumns
+  std::uint32_t outputs;        // a multiple of kLanes
+  const std::int16_t* weights;  // [inputs / 2, outputs, 2]
+  const float* scale;           // [outputs]
+  const float* bias;            // [outputs]
+};
+
+/// A field that is pooled.
+struct PackedPool {
+  const float* table;    // [size, width]
+  const float* wide;     // [size]
+  const float* quantum;  // [width]: a pooled number times this is a 16-bit integer
+};
+
+struct PackedModel {
+  std::uint32_t columns;  // of the first layer: experts * expert_columns + 2 * gate_columns
+  std::uint32_t expert_columns;
+  std::uint32_t gate_columns;
+  std::uint32_t num_experts;
+  std::uint32_t num_critics;
+
+  std::uint32_t num_tables;
+  const std::int16_t* const* tables;  // [size, columns] each; the first holds the bias
+  const float* const* wides;          // [size] each
+  const std::int16_t* bias;           // [columns], for a model without tables
+
+  std::uint32_t num_pools;
+  std::uint32_t pool_width;  // of an embedding, padded to kLanes
+  const PackedPool* pools;
+  PackedLayer pooled;  // [num_pools * pool_width, padded] to [columns]; the scale gives units of the first layer
+
+  PackedLayer expert_gate;  // outputs beyond the experts mean nothing
+  PackedLayer critic_gate;
+
+  std::uint32_t num_layers;   // deeper ones
+  const PackedLayer* layers;  // [num_layers, experts]; where another layer follows, in its units of 16 bits
+  const float* first_scale;   // [experts * expert_columns]: units of the first layer, for a model without deeper ones
+
+  std::uint32_t mixed;          // an expert's outputs, padded to kLanes
+  std::uint32_t critic_lanes;   // critics, padded to kLanes
+  const float* critics_weight;  // [mixed, critic_lanes], with expert_scale
+  const float* critics_bias;    // [critic_lanes]
+  float critic_scale;
+};
+
+/// A pooled field of kTile users.
+struct TilePool {
+  const void* ids;
+  const std::int64_t* offsets;  // [kTile + 1]
+  std::uint8_t width;
+};
+
+struct Tile {
+  const std::uint32_t* index;  // [num_tables, kTile]: rows of the tables
+  const TilePool* pools;       // [num_pools]
+
+  // Room for the kernel, aligned to 64 bytes.
+  std::int16_t* first;       // [kTile, columns]
+  std::int16_t* pooled;      // [kTile, pooled.inputs]
+  std::int16_t* between[2];  // [kTile, widest layer between]
+  float* gates;              // [2, kTile, lanes of the wider gate]
+  float* weights;            // [lanes of the wider gate, kTile]
+  float* mixed;              // [kTile, mixed]
+  float* opinions;           // [kTile, critic_lanes]
+  float* wide;               // [kTile]
+
+  float* scores;  // [kTile]
+};
+
+using TileFunction = void (*)(const PackedModel&, const Tile&) noexcept;
+
+void score_tile_scalar(const PackedModel& model, const Tile& tile) noexcept;
+#if defined(__x86_64__)
+void score_tile_avx2(const PackedModel& model, const Tile& tile) noexcept;
+void score_tile_avx512(const PackedModel& model, const Tile& tile) noexcept;
+void score_tile_avx512vnni(const PackedModel& model, const Tile& tile) noexcept;
+#endif
+
+}  // namespace lookalike::detail

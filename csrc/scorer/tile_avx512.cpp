@@ -1,0 +1,11 @@
+#if defined(__x86_64__)
+
+#include "scorer/tile_avx512.h"
+
+namespace lookalike::detail {
+
+void score_tile_avx512(const PackedModel& model, const Tile& tile) noexcept { score_tile<Avx512>(model, tile); }
+
+}  // namespace lookalike::detail
+
+#endif

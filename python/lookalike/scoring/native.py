@@ -1,0 +1,118 @@
+"""A customised model in the C++ scorer: the same probabilities as its TorchScript, but for rounding, many times faster.
+
+Knows the compiled model and the core; knows nothing of pools or selection.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lookalike import _core
+from lookalike.config import ScoringConfig
+from lookalike.schema import EncodedColumns
+from lookalike.scoring.compiled import load_compiled, resolve
+
+# Tables of the first layer that stay within the last-level cache of most servers; see csrc/include/lookalike/scorer.h.
+FOLD_BYTES = 24 << 20
+
+_WEIGHTS = (
+    "first_weight",
+    "first_bias",
+    "expert_gate_weight",
+    "expert_gate_bias",
+    "critic_gate_weight",
+    "critic_gate_bias",
+    "critics_weight",
+    "critics_bias",
+)
+
+
+class NativeEngine:
+    """Scores encoded users on the CPU with 16-bit integers; see csrc/include/lookalike/scorer.h for what that costs.
+
+    Attributes:
+        schema: what the users must be encoded by.
+        provenance: what `compile_model` was given.
+        batch_size: users a call should hold at least, for all threads to have work; scores do not depend on it.
+    """
+
+    name = "native"
+
+    def __init__(self, path: Path, config: ScoringConfig | None = None) -> None:
+        """Load an archive and fold its first layer into tables.
+
+        Raises:
+            NotFound: no such file. DataCorrupted: not one of our archives. InvalidInput: a weight is not finite.
+        """
+        self.threads = resolve(config or ScoringConfig()).threads
+        self.batch_size = 1 << 18
+        script, self.schema, self.provenance = load_compiled(path, torch.device("cpu"))
+        self._single = [f.name for f in self.schema.single]
+        self._multi = [f.name for f in self.schema.multi]
+        self._scorer = _core.Scorer(**_model(script, self._order()), fold_bytes=FOLD_BYTES)
+
+    def _order(self) -> list[tuple[bool, int, int]]:
+        """Fields as the first layer reads them: whether multi-valued, size, and where their ids begin in the table."""
+        starts = {}
+        total = 0
+        for field in self.schema.fields:
+            starts[field.name] = total
+            total += field.size
+        ordered = [*((False, f) for f in self.schema.single), *((True, f) for f in self.schema.multi)]
+        return [(multi, field.size, starts[field.name]) for multi, field in ordered]
+
+    def score(self, users: EncodedColumns) -> npt.NDArray[np.float32]:
+        """Probability of each user `[rows]`.
+
+        Raises:
+            InvalidInput: an id beyond its field's vocabulary.
+        """
+        columns: list[tuple[npt.NDArray[np.unsignedinteger[Any]], npt.NDArray[np.int64] | None]] = []
+        columns += [(users.ids[name], None) for name in self._single]
+        columns += [(users.ids[name], users.offsets[name]) for name in self._multi]
+        return self._scorer.score(users.length, columns, self.threads)
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of everything that is looked up in."""
+        return self._scorer.table_bytes
+
+
+def _model(script: torch.jit.ScriptModule, order: list[tuple[bool, int, int]]) -> dict[str, Any]:
+    """The arguments of `_core.Scorer` that say what the model is."""
+    state = {name: _flat(tensor) for name, tensor in script.state_dict().items()}
+    dim = script.table.shape[1]
+    rows = np.concatenate([np.arange(start, start + size) for _, size, start in order])
+    layers = range(sum(name.startswith("deeper_weights.") for name in state))
+    weights = {name: state[name] for name in _WEIGHTS}
+    weights["table"] = np.ascontiguousarray(state["table"].reshape(-1, dim)[rows]).ravel()
+    weights["wide"] = state["wide"][rows]
+    deeper_weights = [state[f"deeper_weights.{i}"] for i in layers]
+    deeper_biases = [state[f"deeper_biases.{i}"] for i in layers]
+    hidden = [script.expert_width, *(len(bias) // script.num_experts for bias in deeper_biases)]
+    shape = {
+        "dim": dim,
+        "num_experts": script.num_experts,
+        "num_critics": script.critics_bias.shape[0],
+        "gate_hidden": script.gate_width,
+        "hidden": hidden,
+        "expert_scale": script.expert_scale,
+        "critic_scale": script.critic_scale,
+    }
+    return {
+        "fields": [(multi, size) for multi, size, _ in order],
+        "shape": shape,
+        "weights": weights,
+        "deeper_weights": deeper_weights,
+        "deeper_biases": deeper_biases,
+    }
+
+
+def _flat(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
+    array: npt.NDArray[np.float32] = tensor.detach().contiguous().numpy().ravel()
+    return array

@@ -1,0 +1,101 @@
+"""The native engine against the TorchScript of the same customised model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lookalike import _core
+from lookalike.config import ModelConfig, ScoringConfig
+from lookalike.errors import InvalidInput, NotFound
+from lookalike.model.metaheac import MetaHeac
+from lookalike.schema import EncodedColumns, FeatureSchema, Field, FieldKind
+from lookalike.scoring.compiled import TorchScriptEngine, compile_model
+from lookalike.scoring.native import NativeEngine
+
+USERS = 3000
+SIZES = {"age": 7, "city": 300, "tags": 40, "device": 5, "topics": 9}
+USER_SCHEMA = FeatureSchema(
+    tuple(
+        Field(name, FieldKind.MULTI if name in {"tags", "topics"} else FieldKind.CATEGORICAL, tuple(map(str, range(n))))
+        for name, n in SIZES.items()
+    )
+)
+CAMPAIGN_SCHEMA = FeatureSchema((Field("kind", FieldKind.CATEGORICAL, ("a", "b")),))
+MODELS = {
+    "default": ModelConfig(),
+    "published": ModelConfig(wide=False, literal_average=True),
+    "odd": ModelConfig(num_experts=3, num_critics=7, hidden=(33, 20, 9), gate_hidden=10, embedding_dim=5),
+    "shallow": ModelConfig(num_experts=2, num_critics=1, hidden=(24,), gate_hidden=8, embedding_dim=3),
+}
+
+
+@pytest.fixture(params=MODELS)
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    torch.manual_seed(2)
+    model = MetaHeac(USER_SCHEMA, CAMPAIGN_SCHEMA, MODELS[request.param])
+    with torch.no_grad():  # large enough for every part to matter
+        model.user_embedding.normal_()
+        model.campaign_embedding.normal_()
+        model.critics.weight.normal_(std=5)
+    campaign = CAMPAIGN_SCHEMA.encode_features({"kind": "a"}, where="features")
+    compile_model(model, campaign, tmp_path / "model.pt", {"a": 1})
+    return tmp_path / "model.pt"
+
+
+def users(count: int = USERS) -> EncodedColumns:
+    rng = np.random.default_rng(3)
+    ids, offsets = {}, {}
+    for field in USER_SCHEMA.fields:
+        lengths = np.ones(count, np.int64)
+        if field.kind is FieldKind.MULTI:
+            lengths = rng.integers(0, 6, count)
+            offsets[field.name] = np.concatenate(([0], np.cumsum(lengths)))
+        ids[field.name] = rng.integers(0, field.size, lengths.sum()).astype(field.dtype)
+    return EncodedColumns(count, ids, offsets)
+
+
+@pytest.mark.parametrize("level", _core.simd_levels())
+def test_scores_as_torchscript_does(archive: Path, level: str) -> None:
+    _core.set_simd_level(level)
+    try:
+        native = NativeEngine(archive, ScoringConfig(threads=2))
+        scores = native.score(users())
+    finally:
+        _core.set_simd_level(None)
+    expected = TorchScriptEngine(archive, ScoringConfig(device="cpu", threads=1)).score(users())
+    assert native.provenance == {"a": 1}
+    assert expected.std() > 0.001  # users differ, or agreement would tell nothing
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
+    assert np.corrcoef(scores, expected)[0, 1] > 0.999999
+
+
+def test_models_without_multi_valued_fields(tmp_path: Path) -> None:
+    schema = FeatureSchema(tuple(f for f in USER_SCHEMA.fields if f.kind is not FieldKind.MULTI))
+    model = MetaHeac(schema, CAMPAIGN_SCHEMA, ModelConfig())
+    campaign = CAMPAIGN_SCHEMA.encode_features({}, where="features")
+    compile_model(model, campaign, tmp_path / "model.pt", {})
+    columns = EncodedColumns(USERS, {f.name: users().ids[f.name] for f in schema.fields}, {})
+    expected = TorchScriptEngine(tmp_path / "model.pt", ScoringConfig(device="cpu", threads=1)).score(columns)
+    np.testing.assert_allclose(NativeEngine(tmp_path / "model.pt").score(columns), expected, atol=1e-3)
+
+
+def test_a_slice_scores_as_the_whole(archive: Path) -> None:
+    engine = NativeEngine(archive)
+    whole = engine.score(users())
+    np.testing.assert_array_equal(engine.score(users().slice(1000, 2100)), whole[1000:2100])
+
+
+def test_refuses_ids_beyond_the_vocabulary(archive: Path) -> None:
+    wrong = users()
+    wrong.ids["age"][17] = SIZES["age"] + 2
+    with pytest.raises(InvalidInput, match="user 17 has id 9 of field 0"):
+        NativeEngine(archive).score(wrong)
+
+
+def test_refuses_what_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no customised model"):
+        NativeEngine(tmp_path / "model.pt")
