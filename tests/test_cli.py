@@ -232,6 +232,19 @@ def test_from_nothing_to_a_verified_audience(
     assert run(["verify", "audience"]) == 0
     assert run([*order, "-k", "51", "--output", "audience"]) == 4
 
+    excluded = pq.read_table("audience/audience.parquet")["user_id"].to_pylist()
+    Path("some.txt").write_text("\n".join([*excluded[:30], "nobody"]))
+    pq.write_table(pa.table({"user_id": excluded[20:]}), "more.parquet")
+    some = ["--filter", "gender in ('gender_0')", "--exclude", "some.txt", "--exclude", "more.parquet"]
+    assert run([*order, "-k", "50", "--output", "others", *some]) == 0
+    shown = capsys.readouterr().out
+    assert "users filtered" in shown
+    assert "61 given, 50 matched, 1 not in the pool" in shown
+    assert not set(excluded) & set(pq.read_table("others/audience.parquet")["user_id"].to_pylist())
+    assert run(["verify", "others"]) == 0
+    assert run([*order, "-k", "50", "--filter", "gender = 'x'"]) == 2
+    assert "field: filter" in capsys.readouterr().err
+
     members = pq.read_table("audience/audience.parquet")
     rank = members.column_names.index("rank")
     pq.write_table(
@@ -298,9 +311,13 @@ def test_a_client_orders_follows_and_reads(
     order = ["client", "expand", "--dataset", str(sample_dataset), "--campaign", campaign, "-k", "30"]
     where = ["--server", server.address]
 
-    assert run([*order, "--wait", "--json", *where]) == 0
+    (tmp_path / "some.txt").write_text("-1\n-2\n")
+    some = ["--filter", "gender = 'gender_0'", "--exclude", str(tmp_path / "some.txt")]
+    assert run([*order, "--wait", "--json", *some, *where]) == 0
     audience = json.loads(capsys.readouterr().out)
     assert audience["size"] == "30"
+    assert audience["filter"] == "\"gender\" = 'gender_0'"
+    assert (audience["exclusions"]["given"], audience["exclusions"]["not_in_pool"]) == ("2", "2")
 
     assert run(["client", "members", audience["name"], "--limit", "3", *where]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()

@@ -87,6 +87,48 @@ def test_the_flag_and_the_caller_stop_it(executor: Executor, job: ExpansionJob) 
     assert not job.output.exists()
 
 
+def test_a_filter_and_exclusions(executor: Executor, job: ExpansionJob, sample_pool: Path, tmp_path: Path) -> None:
+    excluded = Pool.open(sample_pool).user_ids(np.arange(1, 2000, 3))
+    pq.write_table(pa.table({"user_id": excluded}), tmp_path / "exclusions.parquet")
+    text = "gender = 'gender_1'"
+    receipt = executor.run(replace(job, filter=text, exclusions=tmp_path / "exclusions.parquet", k=2000), ignore, never)
+    assert receipt.filter == "\"gender\" = 'gender_1'"
+    assert (receipt.exclusions.given, receipt.exclusions.matched) == (len(excluded), len(excluded))
+    members = Audience.open(job.output).members(0, 2000)["user_id"].to_pylist()
+    assert members
+    assert not set(members) & set(excluded.to_pylist())
+    with pytest.raises(errors.InvalidInput) as caught:
+        executor.run(replace(job, filter="gender = 'x'", output=tmp_path / "other"), ignore, never)
+    assert caught.value.field == "filter"
+
+
+def test_what_was_stopped_goes_on_and_what_was_cancelled_leaves_nothing(
+    executor: Executor, job: ExpansionJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped when it begins to score: the customised model is kept."""
+    steps: list[Progress] = []
+
+    def scoring() -> bool:
+        return bool(steps) and steps[-1].stage is Stage.SCORING
+
+    with pytest.raises(errors.Cancelled, match="stopped"):
+        executor.run(job, steps.append, scoring)
+    (left,) = tmp_path.glob("audience.partial-*")
+    steps.clear()
+    executor.run(job, steps.append, never)
+    assert Stage.ADAPTING not in {step.stage for step in steps}
+    assert not left.exists()
+
+    def raise_flag(step: Progress) -> None:
+        if step.stage is Stage.COMPILING:
+            job.cancel_flag.touch()
+
+    monkeypatch.setattr(CancelFlag.__init__, "__defaults__", (0.0,))
+    with pytest.raises(errors.Cancelled):
+        executor.run(replace(job, output=tmp_path / "other"), raise_flag, never)
+    assert not list(tmp_path.glob("other*"))
+
+
 def test_a_pool_is_opened_once_and_again_when_it_was_replaced(
     executor: Executor, job: ExpansionJob, sample_pool: Path, tmp_path: Path
 ) -> None:

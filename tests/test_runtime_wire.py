@@ -39,8 +39,18 @@ VALUES |= st.lists(TEXT | st.integers(-(2**63), 2**63 - 1))
     random_seed=st.integers(0, 2**32 - 1),
     include_seeds=st.booleans(),
     name=TEXT,
+    filter=TEXT,
+    exclusions=st.none() | st.just(Path("/a b/ü.parquet")),
 )
-def test_a_job(features: dict[str, object], k: int, random_seed: int, include_seeds: bool, name: str) -> None:
+def test_a_job(
+    features: dict[str, object],
+    k: int,
+    random_seed: int,
+    include_seeds: bool,
+    name: str,
+    filter: str,  # noqa: A002
+    exclusions: Path | None,
+) -> None:
     job = ExpansionJob(
         job_id="j",
         campaign=name,
@@ -53,6 +63,8 @@ def test_a_job(features: dict[str, object], k: int, random_seed: int, include_se
         checkpoint="c",
         include_seeds=include_seeds,
         random_seed=random_seed,
+        filter=filter,
+        exclusions=exclusions,
     )
     back = job_from_json(json.loads(json.dumps(job_to_json(job))))
     assert back == job

@@ -107,6 +107,34 @@ def test_one_wrong_thing(changes: dict[str, object], field: str, says: str, inte
     assert not isinstance(caught.value, InvalidRequest)
 
 
+def test_a_filter_and_exclusions(integers: Pool, tmp_path: Path) -> None:
+    door = Door(integers, None, tmp_path)
+    excluded = audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=[7, 8]))
+    order = door.check(request(filter="gender = 'gender_0'", exclude_ids=excluded))
+    assert (order.filter, order.exclusions.to_pylist()) == ("gender = 'gender_0'", [7, 8])
+    pq.write_table(pa.table({"user_id": pa.array([9], pa.int16())}), tmp_path / "some.parquet")
+    order = door.check(request(exclude_path="some.parquet"))
+    assert (order.filter, order.exclusions.to_pylist()) == ("", [9])
+    assert order.exclusions.type == pa.int64()
+    assert len(door.check(request()).exclusions) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"filter": "land = 'DE'"}, "filter"),
+        ({"filter": "gender = "}, "filter"),
+        ({"exclude_ids": audience_pb2.UserIds(strings=audience_pb2.StringIds(values=["a"]))}, "exclude_ids"),
+        ({"exclude_path": "none.parquet"}, "exclude_path"),
+        ({"exclude_path": "../some.parquet"}, "exclude_path"),
+    ],
+)
+def test_a_wrong_filter_or_exclusion(changes: dict[str, object], field: str, integers: Pool, tmp_path: Path) -> None:
+    with pytest.raises(errors.LookalikeError) as caught:
+        Door(integers, None, tmp_path).check(request(**changes))
+    assert caught.value.field == field
+
+
 def test_all_wrong_things_at_once(integers: Pool) -> None:
     wrong = request(k=0, request_id="x" * 200, campaign=features(colour=text("red"), shape=text("round")))
     with pytest.raises(InvalidRequest) as caught:

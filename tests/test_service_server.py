@@ -87,6 +87,43 @@ def test_seeds_are_forgotten_when_the_job_is_done(client: Client, running: Front
     assert list((running.data_dir / "jobs").iterdir()) == []
 
 
+def test_a_filter_and_exclusions_reach_the_job(
+    client: Client, running: Front, runtime: ScriptedRuntime, sample_pool: Path
+) -> None:
+    known = Pool.open(sample_pool).user_ids(np.arange(4)).to_pylist()
+    asked = {"filter": "gender = 'gender_0'", "exclude": [*known, known[0], -1]}
+    validation = client.validate(campaign="spring", seeds=SEEDS, k=1, **asked)
+    found = validation.exclusions
+    assert (found.given, found.matched, found.duplicates, found.not_in_pool) == (6, 4, 1, 1)
+    runtime.hold()
+    order(client, **asked)
+    runtime.wait_for(lambda r: r.running == 1)
+    (job,) = runtime.jobs
+    assert job.filter == asked["filter"]
+    assert job.exclusions is not None
+    assert pq.read_table(job.exclusions)["user_id"].to_pylist() == asked["exclude"]
+    runtime.release()
+    with pytest.raises(errors.InvalidInput, match="no field 'land'") as caught:
+        order(client, filter="land = 'DE'")
+    assert caught.value.field == "filter"
+    with pytest.raises(errors.FailedPrecondition, match="exclude_path"):
+        order(client, exclude_path="some.parquet")
+
+
+def test_what_a_job_has_done_is_removed_when_it_ends(client: Client, running: Front, runtime: ScriptedRuntime) -> None:
+    """A worker that dies leaves its work to the next run; there is none after a failure or a cancellation."""
+    runtime.hold()
+    expansion = order(client)
+    runtime.wait_for(lambda r: r.running == 1)
+    left = runtime.jobs[0].output.with_name(runtime.jobs[0].output.name + ".partial-0123456789ab")
+    left.mkdir()
+    expansion.cancel()
+    with pytest.raises(errors.Cancelled):
+        expansion.result(SECONDS)
+    running.stop()
+    assert not left.exists()
+
+
 def test_the_same_request_id_orders_once(client: Client, runtime: ScriptedRuntime) -> None:
     runtime.hold()
     first = order(client, request_id="a")

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import grpc
 import pyarrow as pa
@@ -31,6 +31,7 @@ from lookalike.service.status import from_rpc_error, from_status
 from lookalike.v1 import audience_pb2, audience_pb2_grpc, campaign_pb2
 
 _T = TypeVar("_T")
+UserIds: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[int | str]
 
 # A lost operation costs nothing to ask for again, so a client outlasts a restart of the server of about this long.
 RETRY_SECONDS = 30.0
@@ -55,12 +56,15 @@ class Client:
         self,
         *,
         campaign: str,
-        seeds: pa.Array | pa.ChunkedArray | Sequence[int | str] | None = None,
+        seeds: UserIds | None = None,
         seeds_path: str = "",
         k: int | None = None,
         pool_share: float | None = None,
         features: Mapping[str, FeatureValue] | None = None,
         include_seeds: bool = False,
+        filter: str = "",  # noqa: A002
+        exclude: UserIds = (),
+        exclude_path: str = "",
         random_seed: int = 0,
         request_id: str = "",
     ) -> Expansion:
@@ -74,6 +78,9 @@ class Client:
             pool_share: the same as a share of the pool.
             features: campaign features by name; left-out ones are missing.
             include_seeds: let seeds into the audience.
+            filter: who is eligible, such as `country in ('DE', 'AT') and age >= 3`.
+            exclude: user ids to leave out; or
+            exclude_path: a file of them, as `seeds_path`.
             random_seed: the same request with the same seed gives the same audience.
             request_id: the same id never orders twice; a new one by default, so that this call may be repeated safely.
 
@@ -82,6 +89,7 @@ class Client:
             ResourceExhausted: the queue is full. Unavailable: no server there.
         """
         request = _request(campaign, seeds, seeds_path, k, pool_share, features, include_seeds, random_seed)
+        _restrict(request, filter, exclude, exclude_path)
         request.request_id = request_id or str(uuid.uuid4())
         return Expansion(self, self._retry(self._audiences.ExpandAudience, request).name)
 
@@ -89,18 +97,22 @@ class Client:
         self,
         *,
         campaign: str,
-        seeds: pa.Array | pa.ChunkedArray | Sequence[int | str] | None = None,
+        seeds: UserIds | None = None,
         seeds_path: str = "",
         k: int | None = None,
         pool_share: float | None = None,
         features: Mapping[str, FeatureValue] | None = None,
+        filter: str = "",  # noqa: A002
+        exclude: UserIds = (),
+        exclude_path: str = "",
     ) -> audience_pb2.Validation:
-        """Check an order without placing it: how many seeds the pool knows, and the size in users.
+        """Check an order without placing it: how many seeds and exclusions the pool knows, and the size in users.
 
         Raises:
             As `expand`.
         """
         request = _request(campaign, seeds, seeds_path, k, pool_share, features, include_seeds=False, random_seed=0)
+        _restrict(request, filter, exclude, exclude_path)
         request.validate_only = True
         operation = self._retry(self._audiences.ExpandAudience, request)
         return _response(operation).validation
@@ -288,7 +300,7 @@ class Expansion:
 
 def _request(
     campaign: str,
-    seeds: pa.Array | pa.ChunkedArray | Sequence[int | str] | None,
+    seeds: UserIds | None,
     seeds_path: str,
     k: int | None,
     pool_share: float | None,
@@ -316,6 +328,21 @@ def _request(
     return request
 
 
+def _restrict(
+    request: audience_pb2.ExpandAudienceRequest,
+    filter: str,  # noqa: A002
+    exclude: UserIds,
+    exclude_path: str,
+) -> None:
+    if len(exclude) and exclude_path:
+        raise InvalidInput("give either exclude or exclude_path", field="exclude")
+    request.filter = filter
+    if exclude_path:
+        request.exclude_path = exclude_path
+    elif len(exclude):
+        request.exclude_ids.CopyFrom(_named("exclude", lambda: _user_ids(exclude)))
+
+
 def _named(field: str, make: Callable[[], _T]) -> _T:
     """Turns protobuf's complaint about a value into ours, which names the field."""
     try:
@@ -324,7 +351,7 @@ def _named(field: str, make: Callable[[], _T]) -> _T:
         raise InvalidInput(f"{field}: {error}", field=field) from error
 
 
-def _user_ids(seeds: pa.Array | pa.ChunkedArray | Sequence[int | str]) -> audience_pb2.UserIds:
+def _user_ids(seeds: UserIds) -> audience_pb2.UserIds:
     values = seeds.to_pylist() if isinstance(seeds, (pa.Array, pa.ChunkedArray)) else list(seeds)
     if values and isinstance(values[0], str):
         return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=values))

@@ -13,7 +13,9 @@ from lookalike.cli.options import (
     AsJson,
     CampaignName,
     DatasetFolder,
+    Exclude,
     Features,
+    Filter,
     IncludeSeeds,
     RandomSeed,
     SeedsFile,
@@ -50,6 +52,8 @@ def expand(
     features: Features = None,
     dataset: DatasetFolder = None,
     include_seeds: IncludeSeeds = False,
+    filter: Filter = "",  # noqa: A002
+    exclude: Exclude = None,
     random_seed: RandomSeed = 0,
     request_id: Annotated[str, typer.Option(help="The same id never orders twice; a new one by default.")] = "",
     wait_for_it: Annotated[bool, typer.Option("--wait", help="Follow it to its end and print the audience.")] = False,
@@ -64,9 +68,10 @@ def expand(
       lookalike client expand --dataset ml1m --campaign 1 -k 500 --wait
       lookalike client expand --campaign spring --seeds seeds.txt --feature category=shoes -k 100000
     """
-    from lookalike.cli.seeds import gather
+    from lookalike.cli.seeds import gather, read_all
 
     user_ids, values = gather(campaign, seeds, features, dataset)
+    excluded = read_all(exclude or ())
     with _connect(server, timeout) as client:
         expansion = client.expand(
             campaign=campaign,
@@ -74,6 +79,8 @@ def expand(
             k=size,
             features=values,
             include_seeds=include_seeds,
+            filter=filter,
+            exclude=excluded,
             random_seed=random_seed,
             request_id=request_id,
         )
@@ -221,6 +228,8 @@ def _show_audience(audience: Audience, as_json: bool) -> None:
             ("members", audience.size),
             ("seeds", f"{seeds.given:,} given, {seeds.matched:,} matched, {seeds.not_in_pool:,} not in the pool"),
             ("users scored", audience.users_scored),
+            ("users filtered", audience.users_filtered),
+            ("users excluded", audience.exclusions.matched),
             ("cut-off", f"{audience.cutoff_score:.6g}, {audience.ties_at_cutoff:,} users on it"),
             ("seconds", seconds),
             ("parquet", audience.parquet_path),

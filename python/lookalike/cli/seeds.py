@@ -40,7 +40,19 @@ def gather(
     return (read(seeds) if seeds is not None else found), known | _parsed(features or ())
 
 
-def read(path: Path) -> pa.Array:
+def read_all(paths: Sequence[Path]) -> pa.Array:
+    """User ids of several files, one after the other.
+
+    Raises:
+        InvalidInput: some hold integers, others text. As `read`.
+    """
+    parts = [ids for ids in (read(path, field="exclude") for path in paths) if len(ids)]
+    if len({part.type for part in parts}) > 1:
+        raise InvalidInput("some files to exclude hold integers, others text", field="exclude")
+    return pa.concat_arrays(parts) if parts else pa.array([], pa.int64())
+
+
+def read(path: Path, *, field: str = "seeds") -> pa.Array:
     """User ids of a file. Text whose every line is an integer gives integers, any other text strings.
 
     Raises:
@@ -50,17 +62,17 @@ def read(path: Path) -> pa.Array:
         try:
             table = pq.read_table(path)
         except FileNotFoundError as error:
-            raise NotFound(f"no seeds file {path}", field="seeds") from error
+            raise NotFound(f"no file {path}", field=field) from error
         except (pa.ArrowException, OSError) as error:
-            raise DataCorrupted(f"cannot read the seeds {path}: {error}", field="seeds") from error
+            raise DataCorrupted(f"cannot read {path}: {error}", field=field) from error
         require_column(table.schema, "user_id", where=str(path))
         return as_ids(table["user_id"], where=f"{path}:user_id").combine_chunks()
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text()
     except FileNotFoundError as error:
-        raise NotFound(f"no seeds file {path}", field="seeds") from error
+        raise NotFound(f"no file {path}", field=field) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"cannot read the seeds {path} as text: {error}", field="seeds") from error
+        raise InvalidInput(f"cannot read {path} as text: {error}", field=field) from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if all(_is_integer(line) for line in lines):
         return pa.array([int(line) for line in lines], pa.int64())

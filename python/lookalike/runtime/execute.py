@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.config import Config
-from lookalike.errors import FailedPrecondition, InternalError, NotFound
+from lookalike.errors import Cancelled, FailedPrecondition, InternalError, NotFound
 from lookalike.retrieval.receipt import Receipt
 from lookalike.runtime.job import ExpansionJob, ProgressCallback
 
@@ -86,10 +86,17 @@ class Executor:
             return expander
 
 
+class _Stopped(Exception):
+    """Stopped, not cancelled: no error of the expander's, so that it keeps what it has done."""
+
+
 def execute(
     job: ExpansionJob, expander: Expander, progress: ProgressCallback, stopped: Callable[[], bool] = lambda: False
 ) -> Receipt:
     """Run the job on an open expander; the audience is at `job.output` when this returns.
+
+    A job that was cut short, by `stopped()` or by the end of its process, goes on where it was when it is run again; a
+    cancelled one leaves nothing.
 
     Raises:
         FailedPrecondition: the expander holds another checkpoint than the job wants.
@@ -103,18 +110,31 @@ def execute(
             reason="CHECKPOINT_MISMATCH",
         )
     flagged = CancelFlag(job.cancel_flag)
-    audience = expander.expand(
-        campaign=job.campaign,
-        features=job.features,
-        seeds=read_seeds(job.seeds),
-        k=job.k,
-        output=job.output,
-        include_seeds=job.include_seeds,
-        random_seed=job.random_seed,
-        job_id=job.job_id,
-        progress=progress,
-        cancelled=lambda: flagged() or stopped(),
-    )
+
+    def cancelled() -> bool:
+        if flagged():
+            return True
+        if stopped():
+            raise _Stopped
+        return False
+
+    try:
+        audience = expander.expand(
+            campaign=job.campaign,
+            features=job.features,
+            seeds=read_seeds(job.seeds),
+            k=job.k,
+            output=job.output,
+            include_seeds=job.include_seeds,
+            filter=job.filter,
+            exclude=job.exclusions or (),
+            random_seed=job.random_seed,
+            job_id=job.job_id,
+            progress=progress,
+            cancelled=cancelled,
+        )
+    except _Stopped as stop:
+        raise Cancelled("the expansion was stopped") from stop
     receipt: Receipt = audience.receipt
     return receipt
 

@@ -29,6 +29,8 @@ class ExpansionJob:
         seeds: Parquet file with a column `user_id` (int64 or string, as in the pool).
         k: audience size, 1 or more; capped by the eligible users.
         include_seeds: let seeds into the audience.
+        filter: who is eligible; empty: everyone.
+        exclusions: Parquet file of users to leave out, as of seeds; None: nobody.
         random_seed: of negatives, splits and batches; the same job gives the same bytes.
         pool: snapshot folder.
         checkpoint: SHA-256 of the general checkpoint the job wants; a runtime that holds another refuses.
@@ -47,6 +49,8 @@ class ExpansionJob:
     checkpoint: str = ""
     include_seeds: bool = False
     random_seed: int = 0
+    filter: str = ""
+    exclusions: Path | None = None
 
 
 ProgressCallback = Callable[[Progress], None]

@@ -84,7 +84,8 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         order = await asyncio.to_thread(self._door.check, request)
         if request.validate_only:
             match = await asyncio.to_thread(self._door.match, order.seeds)
-            return validation_message(match, order.k, self._pool.num_users)
+            exclusions = await asyncio.to_thread(self._door.match, order.exclusions)
+            return validation_message(match, exclusions, order.k, self._pool.num_users)
         # A client that hangs up must not leave an operation without its seeds.
         accepted = await asyncio.shield(self._accept(request.request_id, sha256, order))
         return await self._present(accepted)
@@ -134,7 +135,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
     async def _accept(self, request_id: str, sha256: str, order: Order) -> Operation:
         operation_id = uuid.uuid4().hex
         folder = self._jobs / operation_id
-        await asyncio.to_thread(_write_seeds, folder, order.seeds)
+        await asyncio.to_thread(_write_people, folder, order)
         job = ExpansionJob(
             job_id=operation_id,
             campaign=order.campaign,
@@ -143,6 +144,8 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             k=order.k,
             include_seeds=order.include_seeds,
             random_seed=order.random_seed,
+            filter=order.filter,
+            exclusions=folder / "exclusions.parquet" if len(order.exclusions) else None,
             pool=self._pool.path,
             output=self._audiences.folder / operation_id,
             cancel_flag=folder / "cancel",
@@ -169,6 +172,8 @@ def _listing(audience_id: str, audience: Audience) -> str:
     return f"{audience_name(audience_id)}\0{audience.receipt.audience_sha256}"
 
 
-def _write_seeds(folder: Path, seeds: pa.Array) -> None:
+def _write_people(folder: Path, order: Order) -> None:
     with staged_folder(folder) as staged:
-        pq.write_table(pa.table({"user_id": seeds}), staged / "seeds.parquet")
+        pq.write_table(pa.table({"user_id": order.seeds}), staged / "seeds.parquet")
+        if len(order.exclusions):
+            pq.write_table(pa.table({"user_id": order.exclusions}), staged / "exclusions.parquet")

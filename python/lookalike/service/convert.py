@@ -51,9 +51,9 @@ def operation_message(
     return message
 
 
-def validation_message(match: SeedMatch, k: int, pool_users: int) -> operations_pb2.Operation:
+def validation_message(match: SeedMatch, exclusions: SeedMatch, k: int, pool_users: int) -> operations_pb2.Operation:
     """The nameless done operation that answers a validate_only request."""
-    validation = audience_pb2.Validation(seeds=_match(match), k=k, pool_users=pool_users)
+    validation = audience_pb2.Validation(seeds=_match(match), exclusions=_match(exclusions), k=k, pool_users=pool_users)
     message = operations_pb2.Operation(done=True)
     message.response.Pack(audience_pb2.ExpandAudienceResponse(validation=validation))
     return message
@@ -86,6 +86,10 @@ def audience_message(audience_id: str, audience: Audience) -> audience_pb2.Audie
         model_sha256=receipt.model_sha256,
         held_out_auc=receipt.adaptation.held_out_auc,
         general_auc=receipt.adaptation.general_auc,
+        filter=receipt.filter,
+        users_filtered=receipt.users_filtered,
+        exclusions=_match(receipt.exclusions),
+        exclusions_sha256=receipt.exclusions_sha256,
     )
 
 

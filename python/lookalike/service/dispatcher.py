@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 from lookalike.errors import Cancelled, LookalikeError, Unavailable
 from lookalike.retrieval.receipt import Progress, Receipt, Stage
+from lookalike.retrieval.work import discard
 from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, Runtime
 from lookalike.service.operations import OperationStore
 from lookalike.service.records import Operation, State
@@ -135,7 +136,7 @@ class Dispatcher:
         operation = await self._store.request_cancel(operation_id)
         if operation.state.done:
             self._tell_end(operation_id)
-            await self._forget_job(operation_id)
+            await self._forget_job(operation)
             return
         with suppress(FileNotFoundError):  # it has just ended, and its folder with it
             await asyncio.to_thread((self._jobs / operation_id / "cancel").touch)
@@ -206,7 +207,7 @@ class Dispatcher:
             state = State.CANCELLED if isinstance(error, Cancelled) else State.FAILED
             _log.info("operations/%s: %s: %s", operation.id, state.value, error)
         await self._store.finish(operation.id, state, error)
-        await self._forget_job(operation.id)
+        await self._forget_job(operation)
 
     async def _attempts(self, operation: Operation) -> None:
         job = replace(operation.job, pool=self._pool, checkpoint=self._checkpoint)
@@ -258,9 +259,10 @@ class Dispatcher:
         if event is not None:
             event.set()
 
-    async def _forget_job(self, operation_id: str) -> None:
+    async def _forget_job(self, operation: Operation) -> None:
         """Seeds are people: they are not kept longer than needed. The receipt holds their hash."""
-        await asyncio.to_thread(shutil.rmtree, self._jobs / operation_id, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self._jobs / operation.id, ignore_errors=True)
+        await asyncio.to_thread(discard, operation.job.output)
 
 
 def _published(job: ExpansionJob) -> Receipt | None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.errors import EmptySeeds, FailedPrecondition, InvalidInput, LookalikeError, NotFound, SchemaError
+from lookalike.pool.filters import Filter
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.receipt import SeedMatch
 from lookalike.schema import FeatureSchema, FeatureValue, id_type
@@ -29,7 +30,7 @@ MAX_REQUEST_ID = 128
 
 @dataclass(frozen=True)
 class Order:
-    """A checked request; `seeds` is `[seeds]` of the pool's id type, without nulls."""
+    """A checked request; `seeds` and `exclusions` are ids of the pool's type, without nulls."""
 
     campaign: str
     features: Mapping[str, FeatureValue]
@@ -37,6 +38,8 @@ class Order:
     k: int
     include_seeds: bool
     random_seed: int
+    filter: str
+    exclusions: pa.Array
 
 
 class Door:
@@ -57,20 +60,38 @@ class Door:
         features = self._features(request.campaign.features, violations)
         _check_names(request, violations)
         k = self._k(request, violations)
-        seeds = pa.array([], self._pool.id_type)
+        seeds = exclusions = pa.array([], self._pool.id_type)
         try:
             seeds = self._seeds(request)
         except LookalikeError as error:
+            violations.append(error)
+        try:
+            exclusions = self._exclusions(request)
+        except LookalikeError as error:
+            violations.append(error)
+        try:
+            if request.filter.strip():
+                Filter(request.filter, self._pool.schema)
+        except InvalidInput as error:
             violations.append(error)
         if len(violations) == 1:
             raise violations[0]
         if violations:
             raise InvalidRequest(violations)
-        return Order(request.campaign.name, features, seeds, k, request.include_seeds, request.random_seed)
+        return Order(
+            request.campaign.name,
+            features,
+            seeds,
+            k,
+            request.include_seeds,
+            request.random_seed,
+            request.filter,
+            exclusions,
+        )
 
-    def match(self, seeds: pa.Array) -> SeedMatch:
-        """What would become of the seeds."""
-        rows = self._pool.find(seeds)
+    def match(self, user_ids: pa.Array) -> SeedMatch:
+        """What would become of seeds or exclusions."""
+        rows = self._pool.find(user_ids)
         found = rows[rows >= 0]
         matched = len(np.unique(found))
         return SeedMatch(
@@ -111,32 +132,43 @@ class Door:
 
     def _seeds(self, request: audience_pb2.ExpandAudienceRequest) -> pa.Array:
         if request.WhichOneof("seeds") == "seeds_path":
-            return self._seeds_from_file(request.seeds_path)
-        ids = request.seed_ids
-        kind = ids.WhichOneof("kind")
-        given = len(getattr(ids, kind).values) if kind else 0
-        if not given:
+            seeds = self._from_file(request.seeds_path, "seeds_path")
+            if not len(seeds):
+                raise EmptySeeds(f"'{request.seeds_path}' holds no seeds", field="seeds_path")
+            return seeds
+        seeds = self._from_message(request.seed_ids, "seed_ids")
+        if not len(seeds):
             raise EmptySeeds("no seeds were given: fill seed_ids or seeds_path", field="seed_ids")
-        wanted = "integers" if pa.types.is_int64(self._pool.id_type) else "strings"
-        if kind != wanted:
-            raise InvalidInput(f"seeds are {kind}, but this pool's user ids are {wanted}", field="seed_ids")
-        return pa.array(list(getattr(ids, kind).values), self._pool.id_type)
+        return seeds
 
-    def _seeds_from_file(self, name: str) -> pa.Array:
+    def _exclusions(self, request: audience_pb2.ExpandAudienceRequest) -> pa.Array:
+        if request.WhichOneof("exclusions") == "exclude_path":
+            return self._from_file(request.exclude_path, "exclude_path")
+        return self._from_message(request.exclude_ids, "exclude_ids")
+
+    def _from_message(self, ids: audience_pb2.UserIds, field: str) -> pa.Array:
+        kind = ids.WhichOneof("kind")
+        values = list(getattr(ids, kind).values) if kind else []
+        wanted = "integers" if pa.types.is_int64(self._pool.id_type) else "strings"
+        if values and kind != wanted:
+            raise InvalidInput(f"{field} are {kind}, but this pool's user ids are {wanted}", field=field)
+        return pa.array(values, self._pool.id_type)
+
+    def _from_file(self, name: str, field: str) -> pa.Array:
         if self._seeds_dir is None:
             raise FailedPrecondition(
-                "this server takes no seeds_path (it was started without service.seeds_dir): send seed_ids",
-                field="seeds_path",
+                f"this server takes no {field} (it was started without service.seeds_dir): send the ids themselves",
+                field=field,
             )
         try:
             path = (self._seeds_dir / name).resolve()
             there = path.is_file()
         except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, a loop of links
-            raise InvalidInput(f"{name[:100]!r} is no name of a file: {error}", field="seeds_path") from error
+            raise InvalidInput(f"{name[:100]!r} is no name of a file: {error}", field=field) from error
         if not path.is_relative_to(self._seeds_dir):
-            raise InvalidInput(f"'{name}' lies outside the server's seeds folder", field="seeds_path")
+            raise InvalidInput(f"'{name}' lies outside the server's seeds folder", field=field)
         if not there:
-            raise NotFound(f"there is no file '{name}' in the server's seeds folder", field="seeds_path")
+            raise NotFound(f"there is no file '{name}' in the server's seeds folder", field=field)
         try:
             with pq.ParquetFile(path) as file:
                 column = file.read(columns=["user_id"])["user_id"].combine_chunks()
@@ -145,16 +177,14 @@ class Door:
                 column = column.dictionary_decode()
             column = column.cast(kind)
         except KeyError as error:
-            raise SchemaError(f"'{name}' has no column 'user_id'", field="seeds_path") from error
+            raise SchemaError(f"'{name}' has no column 'user_id'", field=field) from error
         except (pa.ArrowException, OSError) as error:
-            raise InvalidInput(f"cannot read '{name}' as Parquet: {error}", field="seeds_path") from error
-        if not len(column):
-            raise EmptySeeds(f"'{name}' holds no seeds", field="seeds_path")
+            raise InvalidInput(f"cannot read '{name}' as Parquet: {error}", field=field) from error
         if column.null_count:
-            raise InvalidInput(f"'{name}' holds {column.null_count} null user ids: leave them out", field="seeds_path")
+            raise InvalidInput(f"'{name}' holds {column.null_count} null user ids: leave them out", field=field)
         if kind != self._pool.id_type:
             wanted = self._pool.id_type
-            raise InvalidInput(f"user ids in '{name}' are {kind}; this pool's are {wanted}", field="seeds_path")
+            raise InvalidInput(f"user ids in '{name}' are {kind}; this pool's are {wanted}", field=field)
         return column
 
 
