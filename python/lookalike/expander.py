@@ -44,7 +44,7 @@ from lookalike.retrieval.rescoring import Selection, candidates, rescore
 from lookalike.retrieval.scan import scan
 from lookalike.retrieval.topk import TopK
 from lookalike.retrieval.work import Work, identity, work_folder
-from lookalike.schema import FeatureValue
+from lookalike.schema import FeatureSchema, FeatureValue
 from lookalike.scoring.compiled import TorchScriptEngine, compile_model, compute_threads
 from lookalike.scoring.engine import Engine, open_engine, resolve
 from lookalike.training.adapt import Adapted, adapt
@@ -80,7 +80,8 @@ class Expander:
     def __init__(self, checkpoint: Checkpoint, pool: Pool, config: Config) -> None:
         if pool.schema.fingerprint != checkpoint.user_schema.fingerprint:
             raise FailedPrecondition(
-                f"the pool {pool.path} was encoded with another user schema than the checkpoint's: "
+                f"the pool {pool.path} was encoded with another user schema than the checkpoint's "
+                f"({_misfit(pool.schema, checkpoint.user_schema)}): "
                 "ingest it again with --schema CHECKPOINT, or train on this pool",
                 field="pool",
                 reason="SCHEMA_MISMATCH",
@@ -323,6 +324,22 @@ class Expander:
             audience_sha256=file_digest(staged / AUDIENCE_NAME),
             model_sha256=file_digest(staged / MODEL_NAME),
         )
+
+
+def _misfit(pool: FeatureSchema, checkpoint: FeatureSchema) -> str:
+    """Which fields differ, the first few."""
+    ours, theirs = ({field.name: field for field in schema.fields} for schema in (pool, checkpoint))
+    found = []
+    for name in ours | theirs:
+        if name not in ours:
+            found.append(f"it has no '{name}'")
+        elif name not in theirs:
+            found.append(f"the checkpoint knows no '{name}'")
+        elif ours[name].kind is not theirs[name].kind:
+            found.append(f"'{name}' is {ours[name].kind.value}, not {theirs[name].kind.value}")
+        elif ours[name] != theirs[name]:
+            found.append(f"'{name}' has {ours[name].known} values, not {theirs[name].known}, or others")
+    return "; ".join(found[:3] or ["fields in another order"]) + ("; ..." if len(found) > 3 else "")
 
 
 def _rescoring(selection: Selection) -> Rescoring | None:
