@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pool_rows import encoded, users, write
 
 from lookalike.errors import DataCorrupted, InvalidInput, NotFound
+from lookalike.pool import shard
 from lookalike.pool.ingest import ingest
 from lookalike.pool.manifest import Manifest
 from lookalike.pool.snapshot import Pool
@@ -50,6 +51,21 @@ def test_find_gives_the_row_or_none(pool: Pool, data: st.DataObject) -> None:
     rows = pool.find(wanted)
     assert rows.dtype == np.int64
     assert rows.tolist() == [row_of.get(user_id, -1) for user_id in wanted]
+
+
+@pytest.mark.parametrize("sparse", [0, 1 << 30], ids=["by halvings", "among all"])
+def test_find_is_the_same_for_few_and_for_many(pool: Pool, sparse: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "_SPARSE", sparse)
+    monkeypatch.setattr(shard, "_PAGE_IDS", 4)
+    known = all_ids(pool)
+    assert pool.find(known[::-1]).tolist() == list(range(USERS))[::-1]
+    assert set(pool.find(absent(pool)).tolist()) == {-1}
+
+
+def test_one_user_without_a_name_is_found(tmp_path: Path) -> None:
+    pool = ingest(write(tmp_path / "u.parquet", pa.table({"user_id": [""], "age": [3]})), tmp_path / "pool")
+    assert pool.find(["", "a"]).tolist() == [0, -1]
+    assert pool.user_ids(np.array([0])).to_pylist() == [""]
 
 
 def test_find_takes_every_form_of_ids(pool: Pool) -> None:

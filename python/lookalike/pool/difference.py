@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.errors import FailedPrecondition
-from lookalike.pool.snapshot import Pool, Rows, count_below
+from lookalike.pool.shard import Rows
+from lookalike.pool.snapshot import Pool, count_below
 from lookalike.schema import FIRST_VALUE_ID, EncodedColumns, Field, FieldKind
 
 _BLOCK_ROWS = 1 << 18

@@ -80,6 +80,7 @@ class Filter:
         self.text = canonical(expression)
         known = {field.name: _Vocabulary(field) for field in schema.fields}
         self._rows = _compiled(expression, known)
+        self._fields = _fields(expression)
 
     def ineligible(self, pool: Pool, threads: int = 1) -> Bitmap:
         """The rows the filter is not true for.
@@ -92,7 +93,7 @@ class Filter:
         def fill(start: int) -> None:
             stop = min(start + BLOCK_ROWS, pool.num_users)
             try:
-                truth = self._rows(pool.read(start, stop))
+                truth = self._rows(pool.read(start, stop, self._fields))
             except IndexError as error:
                 raise DataCorrupted(
                     f"{pool.path} holds an id beyond its vocabulary: ingest it again", field="pool"
@@ -146,6 +147,16 @@ def _compiled(expression: Expression, known: Mapping[str, _Vocabulary]) -> _Rows
         near = difflib.get_close_matches(expression.field, known, 1, 0.5) or list(known)
         raise _refused(f"the pool has no field '{expression.field}'; it has {', '.join(near)}")
     return vocabulary.rows(expression)
+
+
+def _fields(expression: Expression) -> frozenset[str]:
+    """The fields it compares."""
+    match expression:
+        case Not(operand):
+            return _fields(operand)
+        case And(operands) | Or(operands):
+            return frozenset[str]().union(*map(_fields, operands))
+    return frozenset({expression.field})
 
 
 def _inverted(rows: _Rows) -> _Rows:

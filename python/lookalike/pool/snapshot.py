@@ -5,7 +5,8 @@ Row number = rank of the user id, so row order is id order. Knows `schema` and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from lookalike.errors import DataCorrupted, InvalidInput
 from lookalike.files import file_digest
 from lookalike.pool.manifest import Manifest
 from lookalike.pool.publish import follow
-from lookalike.pool.shard import ID_TYPES, OpenShard, bisect_text
+from lookalike.pool.shard import ID_TYPES, OpenShard, Rows, bisect_text
 from lookalike.schema import EncodedColumns, FeatureSchema
-
-Rows = npt.NDArray[np.int64]
 
 
 class Pool:
-    """An immutable snapshot. Safe to read from many threads; costs address space, not memory."""
+    """An immutable snapshot. Safe to read from many threads; costs address space, not memory or file descriptors.
+
+    What is not in the page cache comes from the disk by large or by many requests at once, whatever the machine's
+    read-ahead: `read` asks for some rows beyond its own, so that a scan goes at the speed of the disk; `take`,
+    `user_ids` and `find` for the pages they touch, and for those between where that is sooner.
+    """
 
     def __init__(self, path: Path, manifest: Manifest, shards: Sequence[OpenShard]) -> None:
         self.path = path
@@ -74,6 +78,14 @@ class Pool:
         """For each shard, the row after its last."""
         return tuple(self._starts[1:].tolist())
 
+    @cached_property
+    def _first_ids(self) -> pa.Array:
+        """The first id of each shard."""
+        first = np.array([0])
+        for shard in self._shards:
+            shard.will_take_ids(first)
+        return pa.concat_arrays([shard.user_ids.slice(0, 1) for shard in self._shards])
+
     @property
     def schema(self) -> FeatureSchema:
         """Fields of users: what every encoded column means."""
@@ -93,8 +105,7 @@ class Pool:
         wanted = self._as_ids(user_ids, field)
         order = pc.sort_indices(wanted)  # neighbours share pages, and each shard gets one slice
         ascending = wanted.take(order)
-        firsts = pa.concat_arrays([shard.user_ids.slice(0, 1) for shard in self._shards])
-        edges = [*count_below(ascending, firsts).tolist(), len(ascending)]
+        edges = [*count_below(ascending, self._first_ids).tolist(), len(ascending)]
         edges[0] = 0  # ids below the first of all are looked for there, in vain
         found = np.full(len(wanted), -1, np.int64)
         for number, shard in enumerate(self._shards):
@@ -115,6 +126,7 @@ class Pool:
         parts: list[pa.Array] = [pa.array([], self.id_type)]
         order, groups = self._by_shard(rows)
         for shard, local in groups:
+            shard.will_take_ids(local)
             parts.append(shard.user_ids.take(pa.array(local)))
         return pa.concat_arrays(parts).take(pa.array(_inverse(order)))
 
@@ -129,17 +141,24 @@ class Pool:
             return self._shards[0].columns.take(np.zeros(0, np.int64))
         if len(groups) == 1:
             shard, local = groups[0]
+            shard.will_take(local)
             return shard.columns.take(local[_inverse(order)])
-        parts = [shard.columns.take(local) for shard, local in groups]
+        parts = []
+        for shard, local in groups:
+            shard.will_take(local)
+            parts.append(shard.columns.take(local))
         return EncodedColumns.concat(parts).take(_inverse(order))
 
-    def read(self, start: int, stop: int) -> EncodedColumns:
+    def read(self, start: int, stop: int, fields: Collection[str] | None = None) -> EncodedColumns:
         """Features of rows `start:stop`: views of the file within one shard, a copy across shards.
+
+        Args:
+            fields: of these fields only; others are not read from the disk.
 
         Raises:
             InvalidInput: not `0 <= start <= stop <= num_users`.
         """
-        parts = [shard.columns.slice(first, last) for shard, first, last in self._between(start, stop)]
+        parts = [shard.read(first, last, fields) for shard, first, last in self._between(start, stop)]
         return parts[0] if len(parts) == 1 else EncodedColumns.concat(parts)
 
     def read_ids(self, start: int, stop: int) -> pa.Array:
@@ -148,7 +167,7 @@ class Pool:
         Raises:
             InvalidInput: not `0 <= start <= stop <= num_users`.
         """
-        parts = [shard.user_ids.slice(first, last - first) for shard, first, last in self._between(start, stop)]
+        parts = [shard.read_ids(first, last) for shard, first, last in self._between(start, stop)]
         return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
 
     def _between(self, start: int, stop: int) -> Iterator[tuple[OpenShard, int, int]]:
@@ -184,11 +203,13 @@ class Pool:
         for entry, shard in zip(self.manifest.shards, self._shards, strict=True):
             if file_digest(self.path / entry.file) != entry.sha256:
                 raise DataCorrupted(f"{self.path / entry.file} fails its checksum", field=entry.file)
-            ids = shard.user_ids if last is None else pa.concat_arrays([last, shard.user_ids])
+            ids = shard.read_ids(0, shard.rows)
+            ids = ids if last is None else pa.concat_arrays([last, ids])
             if not is_ascending(ids):
                 raise DataCorrupted(f"user ids of {self.path / entry.file} are out of order", field=entry.file)
+            columns = shard.read(0, shard.rows)
             for field in self.schema.fields:
-                column = shard.columns.ids[field.name]
+                column = columns.ids[field.name]
                 if column.size and int(column.max()) >= field.size:
                     raise DataCorrupted(
                         f"{self.path / entry.file}: '{field.name}' holds an id beyond its vocabulary", field=entry.file

@@ -82,6 +82,8 @@ def adapt(
         )
     rng = np.random.default_rng(random_seed)
     samples = _with_negatives(seeds, pool.num_users, config, rng)
+    users = pool.take(samples.rows)  # once: the pool may lie on a disk, and every epoch asks for each of them
+    samples = Samples(np.arange(len(samples)), samples.labels)  # from here on, rows are those of `users`
     folds = _folds(samples, _fold_count(len(seeds), config), config.parts, rng)
     steps = [max(1, round(len(part) / config.batch_size)) for part in [*[train for train, _ in folds], samples]]
     ticker = _Ticker(config.max_epochs * sum(steps), progress, cancelled)
@@ -92,7 +94,15 @@ def adapt(
 
     def learner(part: int, train: Samples, test: Samples | None) -> _Learner:
         return _Learner(
-            general, rates, pool, campaign, train, test, config, np.random.default_rng([random_seed, part]), ticker.poll
+            general,
+            rates,
+            users,
+            campaign,
+            train,
+            test,
+            config,
+            np.random.default_rng([random_seed, part]),
+            ticker.poll,
         )
 
     learners = [learner(1 + part, train, test) for part, (train, test) in enumerate(folds)]
@@ -187,13 +197,13 @@ class _Ticker:
 
 
 class _Learner:
-    """A campaign's parameters and the optimiser that moves them over one set of samples."""
+    """A campaign's parameters and the optimiser that moves them over one set of samples, which are rows of `users`."""
 
     def __init__(
         self,
         general: MetaHeac,
         rates: InnerRates,
-        pool: Pool,
+        users: EncodedColumns,
         campaign: EncodedColumns,
         train: Samples,
         held_out: Samples | None,
@@ -203,14 +213,14 @@ class _Learner:
     ) -> None:
         self.general = general
         self.device = general.user_embedding.device
-        self.pool = pool
+        self.users = users
         self.train = train
         self.held_out = held_out
         self.config = config
         self.rng = rng
         batch = self.general.campaigns.batch(campaign)
-        users = [self._encode(s) for s in (train, held_out) if s is not None]
-        self.rows = OccurringRows.of(users, batch)
+        encoded = [self._encode(s) for s in (train, held_out) if s is not None]
+        self.rows = OccurringRows.of(encoded, batch)
         self.campaign = batch.relative_to(self.rows.campaign).to(self.device)
         self.parameters: Parameters = {
             name: p.detach().clone().requires_grad_()
@@ -220,7 +230,7 @@ class _Learner:
         self.ridge: Tensor | None = None
         if general.config.wide and config.ridge > 0:
             self.ridge = fit_ridge(
-                users[0].relative_to(self.rows.users),
+                encoded[0].relative_to(self.rows.users),
                 torch.from_numpy(train.labels),
                 len(self.rows.users),
                 config.ridge,
@@ -228,7 +238,7 @@ class _Learner:
             ).to(self.device)
 
     def _encode(self, samples: Samples) -> FeatureBatch:
-        return self.general.users.batch(self.pool.take(samples.rows))
+        return self.general.users.batch(self.users.take(samples.rows))
 
     def _predict(self, parameters: Parameters, samples: Samples) -> tuple[Tensor, Tensor]:
         users = self._encode(samples).relative_to(self.rows.users).to(self.device)
