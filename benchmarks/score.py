@@ -118,6 +118,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in DISTRIBUTIONS},
         "repeat": arguments.repeat,
+        "skipped": arguments.skip,
         **peaks,
         "cases": cases,
         "goals": goals(cases),
@@ -165,8 +166,13 @@ def show(console: Console, document: dict[str, Any]) -> None:
         f"{f'{half / 1e9:.0f} G' if half else 'none'} in bfloat16; "
         f"{peak['memory_bytes_per_second'] / 1e9:.1f} GB/s from memory"
     )
+    if document["skipped"]:
+        console.print(f"left out of PyTorch: {', '.join(document['skipped'])}")
     for case in document["cases"]:
         console.print(_table(case))
+        for way in case["ways"]:
+            if "failed" in way:
+                console.print(f"{way['way']} failed: {way['failed']}")
     for goal in document["goals"]:
         value, bound = (
             (f"{goal['value'] / 1e6:.2f} M", f"{goal['goal'] / 1e6:g} M")
@@ -190,7 +196,7 @@ def _table(case: dict[str, Any]) -> Table:
         f"float32, unfolded: {_millions(perfect['users_per_second'])} M/s; bound of the scorer, by {scorer['by']}: "
         f"{_millions(scorer['users_per_second'])} M/s, tables of {case['table_bytes'] / 2**20:.1f} MiB",
     )
-    for column in (
+    columns = (
         "engine",
         "M users/s",
         "min",
@@ -202,11 +208,11 @@ def _table(case: dict[str, Any]) -> Table:
         "max logit",
         "99.99%",
         "ready s",
-    ):
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column == "engine" else "right", no_wrap=True)
     for way in case["ways"]:
         if "failed" in way:
-            table.add_row(way["way"], f"failed: {way['failed']}"[:60])
             continue
         rate, error = way["users_per_second"], way["error"]
         table.add_row(

@@ -22,15 +22,18 @@ CAMPAIGNS: Final = FeatureSchema((Field("kind", FieldKind.CATEGORICAL, ("a",)),)
 
 @dataclass(frozen=True)
 class Case:
-    """Attributes:
-    users: encoded, in memory.
-    experts: of a random model; 0: `model` is one.
+    """A model and users for it.
+
+    Attributes:
+        users: encoded, in memory.
+        experts: of the model.
+        model: an archive; None: random weights.
     """
 
     name: str
     schema: FeatureSchema
     users: EncodedColumns
-    experts: int = 0
+    experts: int
     model: Path | None = None
 
     def archive(self, folder: Path) -> Path:
@@ -64,7 +67,7 @@ class Case:
             "multi_valued": len(self.schema.multi),
             "ids": sum(field.size for field in self.schema.fields),
             "ids_per_user": sum(self.ids_per_user(field.name) for field in self.schema.fields),
-            "experts": self.experts or None,
+            "experts": self.experts,
             "model": None if self.model is None else str(self.model),
             "users_made": self.users.length,
         }

@@ -10,6 +10,13 @@ from typing import Any
 
 import pytest
 
+from lookalike.config import ModelConfig
+from lookalike.dataset.profiles import PROFILES
+from lookalike.model.metaheac import MetaHeac
+from lookalike.pool.simulated import simulate_pool
+from lookalike.schema import FeatureSchema, Field, FieldKind
+from lookalike.scoring.compiled import compile_model
+
 PROGRAM = Path(__file__).resolve().parents[1] / "benchmarks" / "score.py"
 QUICK = ("--threads", 1, "--repeat", 1, "--seconds", 0.01, "--users", 3000, "--skip", "compile")
 
@@ -73,10 +80,29 @@ def test_goals_are_judged_by_their_figures(document: dict[str, Any]) -> None:
     assert document["goals"][3]["value"] == cases["tencent"]["native_to_torchscript"]
 
 
-def test_a_model_wants_its_pool(tmp_path: Path) -> None:
-    done = benchmark(*QUICK, "--model", tmp_path / "model.pt")
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    campaigns = FeatureSchema((Field("kind", FieldKind.CATEGORICAL, ("a",)),))
+    network = MetaHeac(PROFILES["lean"].schema, campaigns, ModelConfig(num_experts=3))
+    compile_model(network, campaigns.encode_features({}, where="campaign"), tmp_path / "model.pt", {})
+    return tmp_path / "model.pt"
+
+
+def test_it_measures_a_model_of_ours(model: Path, tmp_path: Path) -> None:
+    simulate_pool(tmp_path / "pool", PROFILES["lean"], users=1500)
+    done = benchmark(*QUICK, "--model", model, "--pool", tmp_path / "pool", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    (case,) = document["cases"]
+    assert (case["case"], case["model"], case["experts"], case["users_made"]) == ("model.pt", str(model), 3, 1500)
+    assert document["goals"] == []
+
+
+def test_a_model_wants_its_pool(model: Path, tmp_path: Path) -> None:
+    done = benchmark(*QUICK, "--model", model)
     assert done.returncode == 2
     assert "--model and --pool go together" in done.stderr
-    done = benchmark(*QUICK, "--model", tmp_path / "model.pt", "--pool", tmp_path)
+    simulate_pool(tmp_path / "pool", PROFILES["tencent"], users=10)
+    done = benchmark(*QUICK, "--model", model, "--pool", tmp_path / "pool")
     assert done.returncode == 1
-    assert str(tmp_path) in done.stderr
+    assert f"{model} was not made for users of {tmp_path / 'pool'}" in done.stderr
