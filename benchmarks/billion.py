@@ -47,7 +47,7 @@ MEMORY_LIMIT: Final = 4 << 30
 # Everything but the pool: history, model, audience.
 OTHER_BYTES: Final = 1 << 30
 POLL_SECONDS: Final = 0.02
-STAGES: Final = ("matching", "adapting", "compiling", "scoring", "writing")
+STAGES: Final = ("matching", "adapting", "compiling", "scoring", "rescoring", "writing")
 
 
 class FailedError(Exception):
@@ -148,7 +148,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     runs |= {"expand": expand, "verify": verify}
     receipt, verification = json.loads(expand.output), json.loads(verify.output)
     shutil.rmtree(audience)
-    seconds = {stage: receipt["seconds"][stage] for stage in STAGES}
+    seconds = {stage: receipt["seconds"].get(stage, 0.0) for stage in STAGES}
     return {
         "command": shlex.join(["python", "benchmarks/billion.py", *sys.argv[1:]]),
         "machine": machine(),

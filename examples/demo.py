@@ -225,9 +225,9 @@ def show(results: list[Result], work: Work) -> None:
     for result in results:
         audience, seconds = result.audience, result.audience.stage_seconds
         seeds = f"{audience.seeds.given:,} / {audience.seeds.matched:,}"
-        timed = [f"{seconds[stage]:.3f}" for stage in ("adapting", "compiling", "scoring", "select")]
+        timed = [f"{seconds[stage]:.3f}" for stage in ("adapting", "compiling", "scoring", "rescoring")]
         rows.append([seeds, *timed, f"{audience.users_scored:,}", f"{audience.size:,}"])
-    stages = ["seeds given / matched", "adapting", "compiling", "scoring", "of it selecting", "users scored", "K"]
+    stages = ["seeds given / matched", "adapting", "compiling", "scoring", "scoring again", "users scored", "K"]
     _print_table("What the service did (stages in seconds)", stages, names, rows)
     quality = [[*_quality([result.ours]), *_quality([result.regression])] for result in results]
     quality.append([*_quality([result.ours for result in results]), *_quality([r.regression for r in results])])

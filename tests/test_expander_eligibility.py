@@ -70,7 +70,7 @@ def test_the_audience_is_the_exact_top_k_of_the_eligible(
     matched = len(set(excluded)) - 2
     assert receipt.exclusions == SeedMatch(given=len(excluded), matched=matched, duplicates=1, not_in_pool=2)
     assert receipt.seeds.matched == len(order["seeds"])
-    assert verify(audience.path, scoring=expander.config.scoring).passed
+    assert verify(audience.path, threads=1).passed
 
 
 def test_a_model_does_not_depend_on_who_is_eligible(
@@ -109,7 +109,7 @@ def test_seeds_let_in_must_be_eligible_too(
         **{**order, "k": WHOLE}, filter=FILTER, exclude=excluded, include_seeds=True, output=tmp_path / "all"
     )
     assert set(everyone.members(0, 2000)["user_id"].to_pylist()) == passing - set(excluded)
-    assert verify(everyone.path, scoring=expander.config.scoring).passed
+    assert verify(everyone.path, threads=1).passed
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def copy(audience: Audience, tmp_path: Path) -> Path:
 
 
 def failed(path: Path, expander: Expander) -> set[str]:
-    return {check.name for check in verify(path, scoring=expander.config.scoring).checks if not check.passed}
+    return {check.name for check in verify(path, threads=1).checks if not check.passed}
 
 
 def forge(path: Path, **changes: object) -> None:

@@ -25,12 +25,11 @@ from lookalike.pool.ingest import ingest
 from lookalike.retrieval import work
 from lookalike.retrieval.audience import Audience
 from lookalike.retrieval.receipt import Progress, Stage
-from lookalike.retrieval.selection import stretches
 from lookalike.retrieval.verify import verify
 
 BATCH = 256  # of `small_config`
-STOP = 1280  # rows scored when it is killed; shards end at 700 and 1400, batches are cut at multiples of 256
-WATERMARK = 512
+STOP = 956  # rows scored when it is killed: batches of 256, and shards, which end at 700 and 1400
+WATERMARK = 700
 OPTIONS: dict[str, Any] = {"filter": "gender = 'gender_0'", "exclude": list(range(0, 6000, 11))}
 VOLATILE: dict[str, Any] = {"created": "", "seconds": {}, "job_id": ""}
 
@@ -157,7 +156,7 @@ Expander.open(Path({str(sample_checkpoint)!r}), Path({str(expander.pool.path)!r}
     assert not [step for step in steps if step.stage is Stage.ADAPTING]
     same(audience, untouched)
     assert list(output.parent.iterdir()) == [output]
-    assert verify(output, scoring=expander.config.scoring).passed
+    assert verify(output, threads=1).passed
 
 
 def test_what_ctrl_c_leaves_is_gone_on_with_twice(
@@ -245,10 +244,3 @@ def test_a_selection_that_is_not_there_yet_is_no_damage(
     assert first_row(steps) == 0
     assert not [step for step in steps if step.stage is Stage.ADAPTING]
     same(audience, untouched)
-
-
-def test_stretches_are_shards_cut_at_batches() -> None:
-    assert list(stretches([700, 1400, 2000], BATCH)) == [(0, 512), (512, 1280), (1280, 2000)]
-    assert list(stretches([700, 1400, 2000], BATCH, 512)) == [(512, 1280), (1280, 2000)]
-    assert list(stretches([100, 200, 2000], BATCH)) == [(0, 2000)]
-    assert list(stretches([2000], BATCH, 2000)) == []

@@ -4,12 +4,14 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
 
 #include "lookalike/buffer.h"
 #include "lookalike/error.h"
+#include "lookalike/topk.h"
 
 namespace lookalike::bindings {
 
@@ -18,6 +20,16 @@ namespace py = pybind11;
 void bind_cpu(py::module_& module);
 void bind_scorer(py::module_& module);
 void bind_topk(py::module_& module);
+
+/// A TopK and what keeps its bitmap alive.
+struct PyTopK {
+  py::object skip;
+  TopK top;
+};
+
+/// Lets Ctrl-C abandon long work, where Python would hear of it: to be called without the GIL, now and then. Empty on
+/// other threads than Python's main one, which alone runs signal handlers.
+std::function<void()> signal_poll();
 
 /// The elements of a one-dimensional, C-contiguous array of exactly this type; never a copy. Throws InvalidInput that
 /// names the fix. `dtype` is the type's name in numpy.

@@ -31,6 +31,6 @@ PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = LOOKALIKE_VERSION;
   pybind11::register_local_exception_translator(lookalike::bindings::translate);
   lookalike::bindings::bind_cpu(module);
-  lookalike::bindings::bind_scorer(module);
   lookalike::bindings::bind_topk(module);
+  lookalike::bindings::bind_scorer(module);
 }

@@ -82,18 +82,33 @@ ScorerColumn column_of(const py::object& ids, const py::object& offsets, std::si
   return column;
 }
 
-py::array_t<float> score(const Scorer& self, std::size_t users,
-                         const std::vector<std::pair<py::object, py::object>>& columns, unsigned threads) {
+/// Ids of each field, and offsets or None.
+using Columns = std::vector<std::pair<py::object, py::object>>;
+
+std::vector<ScorerColumn> columns_of(const Columns& columns, std::size_t users) {
   std::vector<ScorerColumn> taken;
   for (const auto& [ids, offsets] : columns) {
     taken.push_back(column_of(ids, offsets, users));
   }
+  return taken;
+}
+
+py::array_t<float> score(const Scorer& self, std::size_t users, const Columns& columns, unsigned threads) {
+  const std::vector<ScorerColumn> taken = columns_of(columns, users);
   Buffer<float> scores(users);
   {
     const py::gil_scoped_release released;
     self.score({users, taken}, scores, threads);
   }
   return to_array(std::move(scores));
+}
+
+void score_into(const Scorer& self, PyTopK& top, std::size_t users, const Columns& columns, std::uint64_t first_row,
+                unsigned threads) {
+  const std::vector<ScorerColumn> taken = columns_of(columns, users);
+  const PushOptions options{threads, signal_poll()};
+  const py::gil_scoped_release released;
+  self.score_into(top.top, {users, taken}, first_row, options);
 }
 
 }  // namespace
@@ -103,6 +118,8 @@ void bind_scorer(py::module_& module) {
       .def(py::init(&make), py::arg("fields"), py::arg("shape"), py::arg("weights"), py::arg("deeper_weights"),
            py::arg("deeper_biases"), py::arg("fold_bytes"))
       .def("score", &score, py::arg("users"), py::arg("columns"), py::arg("threads"))
+      .def("score_into", &score_into, py::arg("top"), py::arg("users"), py::arg("columns"), py::arg("first_row"),
+           py::arg("threads"))
       .def_property_readonly("tables", &Scorer::tables)
       .def_property_readonly("table_bytes", &Scorer::table_bytes);
 }

@@ -12,12 +12,6 @@ namespace {
 
 using Released = py::call_guard<py::gil_scoped_release>;
 
-/// A TopK and what keeps its bitmap alive.
-struct PyTopK {
-  py::object skip;
-  TopK top;
-};
-
 TopKOptions make_options(const std::optional<std::uint64_t>& num_rows, const py::object& skip, bool skip_nan,
                          bool distribution) {
   TopKOptions options;
@@ -68,26 +62,13 @@ py::tuple distribution(PyTopK& self) {
   return py::make_tuple(to_array(std::move(found.scores)), found.population);
 }
 
-// Python runs signal handlers on its main thread only; elsewhere a poll would take the GIL for nothing.
-bool on_main_thread() {
-  const py::object main_thread = py::module_::import("threading").attr("main_thread")();
-  return main_thread.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
-}
-
-void check_signals() {
-  const py::gil_scoped_acquire gil;
-  if (PyErr_CheckSignals() != 0) {
-    throw py::error_already_set();
-  }
-}
-
 void push(PyTopK& self, const py::object& scores, std::uint64_t first_row, unsigned threads) {
   // Over before a first poll is due.
   constexpr std::size_t kShort = std::size_t{1} << 20;
   const auto values = elements<float>(scores, "scores", "float32");
   PushOptions options{threads, {}};
-  if (values.size() > kShort && on_main_thread()) {
-    options.poll = check_signals;
+  if (values.size() > kShort) {
+    options.poll = signal_poll();
   }
   const py::gil_scoped_release released;
   self.top.push(values, first_row, options);
@@ -110,7 +91,20 @@ std::optional<std::tuple<float, std::uint64_t, std::uint64_t>> cutoff(PyTopK& se
   return std::make_tuple(found->score, found->tied, found->selected);
 }
 
+void check_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) {
+    throw py::error_already_set();
+  }
+}
+
 }  // namespace
+
+std::function<void()> signal_poll() {
+  const py::object main_thread = py::module_::import("threading").attr("main_thread")();
+  const bool on_main_thread = main_thread.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
+  return on_main_thread ? check_signals : std::function<void()>();
+}
 
 void bind_topk(py::module_& module) {
   py::class_<PyTopK>(module, "TopK")

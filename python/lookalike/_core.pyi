@@ -25,6 +25,14 @@ class Scorer:
         columns: list[tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64] | None]],
         threads: int,
     ) -> npt.NDArray[np.float32]: ...
+    def score_into(
+        self,
+        top: TopK,
+        users: int,
+        columns: list[tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64] | None]],
+        first_row: int,
+        threads: int,
+    ) -> None: ...
     @property
     def tables(self) -> list[int]: ...
     @property

@@ -94,8 +94,12 @@ class AdaptationConfig:
 class ScoringConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
+    # "native": the C++ scorer, on the CPU. "torchscript": float32. "bfloat16": TorchScript in half precision, for GPUs.
+    # "auto": native on the CPU, bfloat16 on a GPU. The audience is the same to the bit with each of them: the best are
+    # scored again by TorchScript in float32 on the CPU.
+    engine: Literal["auto", "native", "torchscript", "bfloat16"] = "auto"
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
-    batch_size: int = 0  # users a batch; 0: 8,192 on a CPU (stays in L2), 262,144 on a GPU
+    batch_size: int = 0  # users a batch; 0: 8,192 for TorchScript on a CPU (stays in L2), otherwise 262,144
     threads: int = 0  # of the CPU engine and the top-K; 0: all the process may use
 
 

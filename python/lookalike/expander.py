@@ -5,7 +5,6 @@ Everything above this floor (runtimes, service, command line) expands through he
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,24 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lookalike import __version__
-from lookalike.config import Config
-from lookalike.errors import AlreadyExists, DataCorrupted, EmptySeeds, FailedPrecondition, InvalidInput, SchemaError
+from lookalike.config import Config, ScoringConfig
+from lookalike.errors import AlreadyExists, DataCorrupted, FailedPrecondition
 from lookalike.files import file_digest, staged_folder
-from lookalike.pool.bitmap import Bitmap, count
-from lookalike.pool.exclusions import Exclude, Exclusions, UserIds, exclusions, marked_ids
-from lookalike.pool.filters import Filter
+from lookalike.pool.bitmap import Bitmap
+from lookalike.pool.exclusions import Exclude, Exclusions, UserIds, marked_ids
 from lookalike.pool.snapshot import Pool
-from lookalike.retrieval.audience import (
-    Audience,
-    ids_digest,
-    write_exclusions,
-    write_members,
-    write_receipt,
-    write_seeds,
-)
+from lookalike.retrieval.audience import Audience, write_exclusions, write_members, write_receipt, write_seeds
+from lookalike.retrieval.eligibility import Skipped
 from lookalike.retrieval.receipt import (
     AUDIENCE_NAME,
     EXCLUSIONS_NAME,
@@ -44,37 +35,23 @@ from lookalike.retrieval.receipt import (
     Adaptation,
     Progress,
     Receipt,
+    Rescoring,
     SeedMatch,
     Stage,
 )
-from lookalike.retrieval.selection import Selection, Skipped, select, skipped
+from lookalike.retrieval.request import Request, check_request, ineligible
+from lookalike.retrieval.rescoring import Selection, candidates, rescore
+from lookalike.retrieval.scan import scan
 from lookalike.retrieval.topk import TopK
 from lookalike.retrieval.work import Work, identity, work_folder
-from lookalike.schema import EncodedColumns, FeatureValue
-from lookalike.scoring.compiled import TorchScriptEngine, compile_model, compute_threads, resolve
+from lookalike.schema import FeatureValue
+from lookalike.scoring.compiled import TorchScriptEngine, compile_model, compute_threads
+from lookalike.scoring.engine import Engine, open_engine, resolve
 from lookalike.training.adapt import Adapted, adapt
 from lookalike.training.checkpoint import Checkpoint, load_checkpoint, to_plain
 
 ProgressCallback = Callable[[Progress], None]
 CancelledCallback = Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What decides an audience's bytes, checked and in canonical form."""
-
-    campaign: str
-    features: Mapping[str, FeatureValue]
-    encoded: EncodedColumns
-    seed_rows: npt.NDArray[np.int64]  # matched, ascending
-    match: SeedMatch
-    seeds_sha256: str
-    k: int
-    include_seeds: bool
-    random_seed: int
-    filter: Filter | None
-    exclusions: Exclusions
-    exclusions_sha256: str  # of those the pool has; empty if there are none
 
 
 @dataclass
@@ -172,33 +149,43 @@ class Expander:
         """
         watch = _Watch(progress, cancelled)
         with watch.stage(Stage.MATCHING, len(seeds)) as report:
-            plain = dict(features or {})
-            request = self._check(campaign, plain, seeds, k, include_seeds, random_seed, filter, exclude)
+            request = check_request(
+                self.pool,
+                self.checkpoint.campaign_schema,
+                campaign=campaign,
+                features=features or {},
+                seeds=seeds,
+                k=k,
+                include_seeds=include_seeds,
+                random_seed=random_seed,
+                filter=filter,
+                exclude=exclude,
+            )
             folder = Path(output) if output is not None else Path("audiences") / self._default_name(request)
             if folder.exists():
                 report(len(seeds), len(seeds))
                 return self._existing(folder, request)
-            skip = self._skipped(request)
+            skip = ineligible(self.pool, request, self.config.scoring.threads)
             report(len(seeds), len(seeds))
         with Work(folder, self._names(request), lambda partial: self._load(partial, request, skip.bitmap)) as work:
             adapted = self._adapted(request, watch) if work.adaptation is None else None
             with watch.stage(Stage.COMPILING) as report:
                 if adapted is not None:
                     self._begin(work, request, adapted)
-                engine = TorchScriptEngine(work.model, self.config.scoring)
+                engine = open_engine(work.model, self.config.scoring)
                 report(1, 1)
-            top = work.top or self._top(request, skip.bitmap)
+            top = work.top or TopK(self._candidates(request), num_rows=self.pool.num_users, skip=skip.bitmap)
             with watch.stage(Stage.SCORING, self.pool.num_users, top.rows_seen) as report:
-                selection = select(self.pool, engine, top, save=work.save, progress=report, cancelled=cancelled)
+                scan(self.pool, engine, top, save=work.save, progress=report, cancelled=cancelled)
+            chosen = self._exact(request, work, engine, top, skip, watch)
             with staged_folder(folder, within=work.path) as staged:
                 with watch.stage(Stage.WRITING):
-                    self._write(staged, work, request, selection)
-                watch.seconds["select"] = round(selection.select_seconds, 4)
-                write_receipt(staged, self._receipt(request, work, selection, skip, staged, job_id, watch.seconds))
+                    self._write(staged, work, request, chosen)
+                write_receipt(staged, self._receipt(request, work, chosen, skip, staged, job_id, watch.seconds))
         watch.report(Stage.WRITING, 1, 1)
         return Audience.open(folder)
 
-    def _adapted(self, request: _Request, watch: _Watch) -> Adapted:
+    def _adapted(self, request: Request, watch: _Watch) -> Adapted:
         # On the CPU even where a GPU scores: batches are small, and a GPU's sums are in no fixed order.
         with watch.stage(Stage.ADAPTING) as report, compute_threads(self.config.scoring.threads):
             return adapt(
@@ -212,7 +199,7 @@ class Expander:
                 cancelled=watch.cancelled,
             )
 
-    def _begin(self, work: Work, request: _Request, adapted: Adapted) -> None:
+    def _begin(self, work: Work, request: Request, adapted: Adapted) -> None:
         facts = Adaptation(
             best_epoch=adapted.best_epoch,
             samples=adapted.samples,
@@ -224,17 +211,37 @@ class Expander:
         names = self._names(request)
         work.begin(facts, lambda path: compile_model(adapted.model, request.encoded, path, names))
 
-    def _top(self, request: _Request, skip: Bitmap) -> TopK:
+    def _candidates(self, request: Request) -> int:
+        """How many to select while scoring: where an engine's scores are near, more than will be members."""
         total = self.pool.num_users
-        return TopK(min(request.k, total), num_rows=total, skip=skip)
+        exact = self.config.scoring.engine == TorchScriptEngine.name and self.config.scoring.device == "cpu"
+        return min(request.k, total) if exact else candidates(request.k, total)
 
-    def _load(self, partial: memoryview, request: _Request, skip: Bitmap) -> TopK:
+    def _load(self, partial: memoryview, request: Request, skip: Bitmap) -> TopK:
         top = TopK.load(partial, num_rows=self.pool.num_users, skip=skip)
-        if top.k != min(request.k, self.pool.num_users):
+        if top.k != self._candidates(request):
             raise DataCorrupted(f"its selection is of {top.k} users", field="k")
         return top
 
-    def _write(self, staged: Path, work: Work, request: _Request, selection: Selection) -> None:
+    def _exact(
+        self, request: Request, work: Work, engine: Engine, top: TopK, skip: Skipped, watch: _Watch
+    ) -> Selection:
+        if engine.exact:
+            return Selection.of(top)
+        reference = TorchScriptEngine(work.model, ScoringConfig(device="cpu", threads=self.config.scoring.threads))
+        with watch.stage(Stage.RESCORING, request.k) as report:
+            return rescore(
+                self.pool,
+                engine,
+                reference,
+                top,
+                min(request.k, self.pool.num_users),
+                skip=skip.bitmap,
+                progress=report,
+                cancelled=watch.cancelled,
+            )
+
+    def _write(self, staged: Path, work: Work, request: Request, selection: Selection) -> None:
         write_members(staged / AUDIENCE_NAME, self.pool.user_ids(selection.rows), selection.scores)
         write_seeds(staged / SEEDS_NAME, self.pool.user_ids(request.seed_rows))
         if request.exclusions_sha256:
@@ -242,80 +249,7 @@ class Expander:
             write_exclusions(staged / EXCLUSIONS_NAME, self.pool.id_type, excluded)
         shutil.copyfile(work.model, staged / MODEL_NAME)
 
-    def _check(
-        self,
-        campaign: str,
-        features: dict[str, FeatureValue],
-        seeds: UserIds,
-        k: int,
-        include_seeds: bool,
-        random_seed: int,
-        filter: str,  # noqa: A002
-        exclude: Exclude,
-    ) -> _Request:
-        if not campaign:
-            raise InvalidInput("a campaign needs a name", field="campaign")
-        if k < 1:
-            raise InvalidInput(f"k must be 1 or more, not {k}", field="k")
-        if random_seed < 0:
-            raise InvalidInput(f"random_seed must be 0 or more, not {random_seed}", field="random_seed")
-        if len(seeds) == 0:
-            raise EmptySeeds("no seeds were given; give user ids of the pool", field="seeds")
-        features = _canonical(features)
-        eligible = Filter(filter, self.pool.schema) if filter.strip() else None
-        encoded = self.checkpoint.campaign_schema.encode_features(features, where="features")
-        rows = np.sort(self.pool.find(seeds))
-        found = rows[rows >= 0]
-        matched = np.unique(found)
-        match = SeedMatch(
-            given=len(seeds),
-            matched=len(matched),
-            duplicates=len(found) - len(matched),
-            not_in_pool=len(rows) - len(found),
-        )
-        excluded = exclusions(self.pool, exclude)
-        return _Request(
-            campaign,
-            features,
-            encoded,
-            matched,
-            match,
-            ids_digest([self.pool.user_ids(matched)]),
-            k,
-            include_seeds,
-            random_seed,
-            eligible,
-            excluded,
-            ids_digest(marked_ids(self.pool, excluded.bitmap)) if excluded.matched else "",
-        )
-
-    def _skipped(self, request: _Request) -> Skipped:
-        """Everyone who is not to be chosen.
-
-        Raises:
-            InvalidInput: that is everyone, for the filter or the exclusions.
-        """
-        seeds = request.seed_rows[:0] if request.include_seeds else request.seed_rows
-        threads = self.config.scoring.threads
-        skip = skipped(self.pool, seeds, request.exclusions, request.filter, threads=threads)
-        eligible = self.pool.num_users - count(skip.bitmap)
-        if eligible == 0 and request.filter is not None:
-            passed = self.pool.num_users - skip.filtered
-            raise InvalidInput(
-                f"nobody is eligible: {passed:,} users pass the filter {request.filter.text}"
-                + (", all of them seeds or excluded" if passed else ""),
-                field="filter",
-                reason="NOBODY_ELIGIBLE",
-            )
-        if eligible == 0 and request.exclusions.matched:
-            raise InvalidInput(
-                "nobody is eligible: every user of the pool is a seed or excluded",
-                field="exclude",
-                reason="NOBODY_ELIGIBLE",
-            )
-        return skip
-
-    def _names(self, request: _Request) -> dict[str, Any]:
+    def _names(self, request: Request) -> dict[str, Any]:
         """What identifies the request, by the receipt's names: equal names, equal bytes."""
         scoring = self.config.scoring
         return {
@@ -331,17 +265,17 @@ class Expander:
             "checkpoint_sha256": self.checkpoint_sha256,
             "pool_sha256": self.pool.fingerprint,
             "adaptation_config": to_plain(self.config.adaptation),
-            "engine": TorchScriptEngine.name,
+            "engine": scoring.engine,
             "device": scoring.device,
             "batch_size": scoring.batch_size,
             "threads": scoring.threads,
         }
 
-    def _default_name(self, request: _Request) -> str:
+    def _default_name(self, request: Request) -> str:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in request.campaign)[:64]
         return f"{safe}-{identity(self._names(request))[:12]}"
 
-    def _existing(self, folder: Path, request: _Request) -> Audience:
+    def _existing(self, folder: Path, request: Request) -> Audience:
         if not (folder / RECEIPT_NAME).exists():
             raise AlreadyExists(f"{folder} exists and holds no audience; choose another output", field="output")
         audience = Audience.open(folder)
@@ -357,7 +291,7 @@ class Expander:
 
     def _receipt(
         self,
-        request: _Request,
+        request: Request,
         work: Work,
         selection: Selection,
         skip: Skipped,
@@ -384,10 +318,22 @@ class Expander:
             ties_at_cutoff=selection.ties_at_cutoff,
             ties_selected=int(np.count_nonzero(selection.scores == selection.scores[-1:])),
             adaptation=work.adaptation,
+            rescoring=_rescoring(selection),
             seconds=seconds,
             audience_sha256=file_digest(staged / AUDIENCE_NAME),
             model_sha256=file_digest(staged / MODEL_NAME),
         )
+
+
+def _rescoring(selection: Selection) -> Rescoring | None:
+    if not selection.users_rescored:
+        return None
+    return Rescoring(
+        users=selection.users_rescored,
+        epsilon=selection.epsilon,
+        epsilon_kind="statistical",
+        largest_error=selection.largest_error,
+    )
 
 
 def _counts(excluded: Exclusions) -> SeedMatch:
@@ -397,24 +343,3 @@ def _counts(excluded: Exclusions) -> SeedMatch:
         duplicates=excluded.duplicates,
         not_in_pool=excluded.not_in_pool,
     )
-
-
-def _canonical(features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
-    """The same features in one form whatever the caller's order and containers, so that equal requests are equal.
-
-    Raises:
-        SchemaError: a value is neither text, number, list of these, nor None.
-    """
-    plain: dict[str, FeatureValue] = {}
-    for name in sorted(features):
-        value = features[name]
-        parts = list(value) if isinstance(value, list | tuple) else [value]
-        for part in parts:
-            if not (part is None or isinstance(part, str | int | float)):
-                raise SchemaError(
-                    f"feature '{name}' is a {type(part).__name__}; give text, a number, or a list of these",
-                    field=f"features.{name}",
-                )
-        missing = isinstance(value, float) and math.isnan(value)
-        plain[name] = None if missing else parts if isinstance(value, list | tuple) else value  # type: ignore[assignment]
-    return plain

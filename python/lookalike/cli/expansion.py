@@ -111,7 +111,7 @@ def verify(
     \b
     Examples:
       lookalike verify audience
-      lookalike verify audience --sample 1000000 --set scoring.device=cpu
+      lookalike verify audience --sample 1000000 --set scoring.threads=2
     """
     from lookalike.retrieval.verify import require_passed
     from lookalike.retrieval.verify import verify as check
@@ -123,7 +123,7 @@ def verify(
             pool=pool,
             sample_users=sample,
             random_seed=random_seed,
-            scoring=settings.scoring,
+            threads=settings.scoring.threads,
             progress=lambda done, total: report("blocks", done, total, ""),
         )
     if as_json:
@@ -141,13 +141,19 @@ def _show(path: Path, receipt: Receipt) -> None:
     if (excluded := receipt.exclusions).given:
         matched = f"{excluded.given:,} given, {excluded.matched:,} matched, {excluded.not_in_pool:,} not in the pool"
         skipped.append(("exclusions", matched))
+    rescored: list[tuple[str, object]] = []
+    if (again := receipt.rescoring) is not None:
+        rescored.append(
+            ("scored again", f"{again.users:,}, exactly; epsilon {again.epsilon:.2g} ({again.epsilon_kind})")
+        )
     rows: list[tuple[str, object]] = [
         ("audience", path),
         ("members", receipt.k),
         ("seeds", f"{seeds.given:,} given, {seeds.matched:,} matched, {seeds.not_in_pool:,} not in the pool"),
-        ("users scored", receipt.users_scored),
+        ("users scored", f"{receipt.users_scored}, by the engine {receipt.engine}"),
         *skipped,
         ("cut-off", f"{receipt.cutoff_score}, {receipt.ties_at_cutoff:,} users on it, {receipt.ties_selected:,} in"),
+        *rescored,
         ("AUC on held-out seeds", f"{adaptation.held_out_auc:.4f}, {adaptation.general_auc:.4f} before adapting"),
         ("seconds", ", ".join(f"{name} {seconds:.2f}" for name, seconds in receipt.seconds.items())),
     ]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,12 +30,13 @@ class Stage(StrEnum):
     ADAPTING = "ADAPTING"
     COMPILING = "COMPILING"
     SCORING = "SCORING"
+    RESCORING = "RESCORING"
     WRITING = "WRITING"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` in a stage: seeds matched, epochs, 0/1, users scored, 0/1."""
+    """`done` of `total` in a stage: seeds matched, steps, 0/1, users scored, users scored again, 0/1."""
 
     stage: Stage
     done: int
@@ -62,6 +63,23 @@ class Adaptation:
     held_out_auc: float
     general_auc: float
     history: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescoring:
+    """How the engine's scores, which are near, became the reference's top K; see `retrieval.rescoring`.
+
+    Attributes:
+        users: scored again by TorchScript in float32 on the CPU, among them every member.
+        epsilon: no score s of the engine was taken to be off by more than s (epsilon (1 - s) + 2^-20).
+        epsilon_kind: "statistical": twice the largest error seen among `users`. No bound is certified yet.
+        largest_error: that one, in the measure of epsilon.
+    """
+
+    users: int
+    epsilon: float
+    epsilon_kind: Literal["statistical"]
+    largest_error: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +113,14 @@ class Receipt:
     threads: int
     adaptation: Adaptation
     adaptation_config: Mapping[str, Any]
-    seconds: Mapping[str, float]  # by stage, and `select` within SCORING
+    seconds: Mapping[str, float]  # by stage
     audience_sha256: str
     model_sha256: str
     filter: str = ""  # in canonical form
     users_filtered: int = 0  # who failed it, seeds and excluded users among them
     exclusions: SeedMatch = SeedMatch(given=0, matched=0, duplicates=0, not_in_pool=0)
     exclusions_sha256: str = ""  # of the matched ones, as of seeds; empty if there are none
+    rescoring: Rescoring | None = None  # None: the engine is the reference itself
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is its inverse."""

@@ -165,6 +165,11 @@ class TopK:
         return self._core.finish(sorted, _threads(threads))
 
     @property
+    def core(self) -> _core.TopK:
+        """The selection itself, for scorers that push into it."""
+        return self._core
+
+    @property
     def distribution(self) -> Distribution:
         """Of what was pushed so far.
 

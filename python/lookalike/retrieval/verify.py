@@ -1,6 +1,7 @@
 """`lookalike verify`: does an audience hold what its receipt says, and is it the exact top K of its pool?
 
-Re-scores a random sample of the pool with the very model, in the very batches; knows `scoring` and `pool`.
+Re-scores a random sample of the pool, and of the members, with the very model by the reference engine, whichever chose
+the audience; knows `scoring` and `pool`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from lookalike.pool.exclusions import exclusions, marked_ids
 from lookalike.pool.filters import Filter
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience, ids_digest
+from lookalike.retrieval.eligibility import Skipped, skipped
 from lookalike.retrieval.receipt import AUDIENCE_NAME, MODEL_NAME
-from lookalike.retrieval.selection import Skipped, skipped
 from lookalike.scoring.compiled import TorchScriptEngine
 
 # Another machine's instruction set sums in another order; a probability moves by less than this share of itself.
 TOLERANCE = 1e-4
+# Neighbours that are looked at together.
+BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,16 @@ def verify(
     pool: Path | None = None,
     sample_users: int = 100_000,
     random_seed: int = 0,
-    scoring: ScoringConfig | None = None,
+    threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Check files against the receipt, order, counts, and a sample of re-scored blocks.
 
     Args:
         pool: where the pool is now, if it has moved.
-        sample_users: at least so many users are re-scored, in whole blocks; those of the last member are among them.
-        scoring: device and threads; the batch size is the receipt's.
+        sample_users: at least so many users are re-scored, in blocks, the last member's among them; and as many of the
+            members.
+        threads: of the CPU; 0: all the process may use.
 
     Raises:
         NotFound, DataCorrupted: there is no audience, model or pool to check. FailedPrecondition: the pool is another.
@@ -82,12 +86,12 @@ def verify(
     members = opened.members(0, opened.num_members)
     rows = users.find(members["user_id"])
     scores = members["score"].to_numpy()
-    engine = TorchScriptEngine(audience / MODEL_NAME, scoring or ScoringConfig())
+    engine = TorchScriptEngine(audience / MODEL_NAME, ScoringConfig(device="cpu", threads=threads))
     seeds = users.find(opened.seeds())
     checks += [*_order(members, rows, scores), *_counts(opened, users, rows, scores, seeds)]
     skip = _skipped(opened, users, seeds, engine.threads)
     checks += _eligibility(opened, users, rows, skip)
-    sample = _Sample(users, engine, receipt.batch_size, rows, scores, skip.bitmap)
+    sample = _Sample(users, engine, rows, scores, skip.bitmap)
     checks += sample.run(sample_users, random_seed, progress)
     return Verification(tuple(checks), sample.users, sample.largest)
 
@@ -181,20 +185,18 @@ def _eligibility(audience: Audience, pool: Pool, rows: npt.NDArray[np.int64], sk
 
 
 class _Sample:
-    """Re-scores whole blocks: members must score what was recorded, others must rank behind the last member."""
+    """Re-scores blocks of users: members must score what was recorded, others must rank behind the last member."""
 
     def __init__(
         self,
         pool: Pool,
         engine: TorchScriptEngine,
-        batch_size: int,
         rows: npt.NDArray[np.int64],
         scores: npt.NDArray[np.float32],
         skip: Bitmap,
     ) -> None:
         self.pool = pool
         self.engine = engine
-        self.batch_size = batch_size
         order = np.argsort(rows)
         self.rows, self.scores = rows[order], scores[order]
         self.last = (float(scores[-1]), int(rows[-1])) if len(rows) else (np.inf, -1)
@@ -205,23 +207,33 @@ class _Sample:
         self.wrong = 0
 
     def run(self, sample_users: int, seed: int, progress: Callable[[int, int], None] | None) -> list[Check]:
-        blocks = -(-self.pool.num_users // self.batch_size)
-        count = min(blocks, max(1, -(-sample_users // self.batch_size)))
-        chosen = set(np.random.default_rng(seed).choice(blocks, count, replace=False).tolist())
+        rng = np.random.default_rng(seed)
+        blocks = -(-self.pool.num_users // BLOCK)
+        count = min(blocks, max(1, -(-sample_users // BLOCK)))
+        chosen = set(rng.choice(blocks, count, replace=False).tolist())
         if self.last[1] >= 0:
-            chosen.add(self.last[1] // self.batch_size)
+            chosen.add(self.last[1] // BLOCK)
         again = {}
         for done, block in enumerate(sorted(chosen), 1):
-            start = block * self.batch_size
-            again[start] = self.engine.score(self.pool.read(start, min(start + self.batch_size, self.pool.num_users)))
+            start = block * BLOCK
+            again[start] = self.engine.score(self.pool.read(start, min(start + BLOCK, self.pool.num_users)))
             if progress is not None:
                 progress(done, len(chosen))
+        members = rng.choice(len(self.rows), min(len(self.rows), sample_users), replace=False)
+        members = np.sort(members[self.rows[members] >= 0])
+        self._compare(self.engine.score(self.pool.take(self.rows[members])), self.scores[members])
         for start, scores in again.items():
-            self._compare_members(start, scores)
+            inside, recorded = self._members(start, len(scores))
+            self._compare(scores[inside], recorded)
         for start, scores in again.items():
+            self.users += len(scores)
             self._count_missing(start, scores)
         return [
-            Check("members score what was recorded", self.wrong == 0, f"largest difference {self.largest:.2g}"),
+            Check(
+                "members score what was recorded",
+                self.wrong == 0,
+                f"largest difference of {len(members)} {self.largest:.2g}",
+            ),
             Check("nobody better was left out", self.missing == 0, f"{self.missing} of {self.users} re-scored"),
         ]
 
@@ -229,10 +241,8 @@ class _Sample:
         low, high = np.searchsorted(self.rows, (start, start + count))
         return self.rows[low:high] - start, self.scores[low:high]
 
-    def _compare_members(self, start: int, again: npt.NDArray[np.float32]) -> None:
-        self.users += len(again)
-        members, recorded = self._members(start, len(again))
-        difference = np.abs(again[members] - recorded)
+    def _compare(self, again: npt.NDArray[np.float32], recorded: npt.NDArray[np.float32]) -> None:
+        difference = np.abs(again - recorded)
         self.largest = max(self.largest, float(difference.max(initial=0.0)))
         self.wrong += int(np.count_nonzero(~(difference <= TOLERANCE * recorded)))
 

@@ -18,16 +18,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lookalike import _core
 from lookalike.config import ScoringConfig
 from lookalike.errors import DataCorrupted, InvalidInput, NotFound
 from lookalike.model.metaheac import MetaHeac
 from lookalike.schema import EncodedColumns, FeatureSchema
 
 PROVENANCE_NAME = "provenance.json"
-# 8,192 users keep the widest activation (n * 64 floats a user) within a few L2 caches; a GPU wants work for all its
-# multiprocessors.
+# Keeps the widest activation (n * 64 floats a user) within a few L2 caches.
 CPU_BATCH = 8_192
-CUDA_BATCH = 262_144
+# For what holds no activations of so many users: work for all threads, or all multiprocessors of a GPU, and a tenth of
+# a second or so until it can be stopped.
+LARGE_BATCH = 262_144
+# Of fewer users a thread may get so few that matrices go through other kernels; see COLUMNS.
+LEAST_BATCH = 256
+# Outputs of a matrix are padded to multiples of this. Other widths go through kernels that sum in another order for
+# the last few users of a batch: here a user's score depends on the user alone, not on the place in the batch.
+COLUMNS = 16
 
 
 class CompiledMetaHeac(nn.Module):
@@ -53,21 +60,26 @@ class CompiledMetaHeac(nn.Module):
     def __init__(self, model: MetaHeac, campaign: EncodedColumns) -> None:
         super().__init__()
         config = model.config
+        width = _padded(config.hidden[0])
         with torch.no_grad():
+            weights = [_widened(w, inputs=layer > 0) for layer, w in enumerate(model.experts.weights)]
+            biases = [_widened(b) for b in model.experts.biases]
             embedded = model.campaigns.batch(campaign).embed(model.campaign_embedding).flatten(1)  # [1, Fc * k]
-            gate_biases = [g.from_campaign(embedded)[0] for g in (model.expert_gate, model.critic_gate)]
-            mean = [
-                g.from_user.weight.T.repeat(model.users.num_fields, 1) / model.users.num_fields
-                for g in (model.expert_gate, model.critic_gate)
-            ]  # [Fu * k, gate] each
-            weights = list(model.experts.weights)
-            inputs, width = weights[0].shape[1:]
-            experts = weights[0].permute(1, 0, 2).reshape(inputs, config.num_experts * width)
+            gates = (model.expert_gate, model.critic_gate)
+            gate_biases = [_widened(g.from_campaign(embedded))[0] for g in gates]
+            fields = model.users.num_fields
+            mean = [_widened(g.from_user.weight.T).repeat(fields, 1) / fields for g in gates]  # [Fu * k, gate] each
+            experts = weights[0].permute(1, 0, 2).flatten(1)  # [Fu * k, n * h]
             first = torch.cat([experts, *mean], dim=1)
-            bias = torch.cat([model.experts.biases[0].reshape(-1), *gate_biases])
+            bias = torch.cat([biases[0].flatten(), *gate_biases])
+            outputs = [
+                (_widened(layer.weight.T, inputs=True), _widened(layer.bias[None])[0])
+                for layer in (model.expert_gate.output, model.critic_gate.output, model.critics)
+            ]
         self.num_experts = config.num_experts
-        self.expert_width = int(width)
-        self.gate_width = config.gate_hidden
+        self.num_critics = config.num_critics
+        self.expert_width = width
+        self.gate_width = _padded(config.gate_hidden)
         self.expert_scale = 1.0 / config.num_experts if config.literal_average else 1.0
         self.critic_scale = 1.0 / config.num_critics if config.literal_average else 1.0
         starts = model.users.starts
@@ -82,13 +94,10 @@ class CompiledMetaHeac(nn.Module):
         self.register_buffer("first_weight", first.contiguous())
         self.register_buffer("first_bias", bias)
         self.deeper_weights = nn.ParameterList(_constant(w) for w in weights[1:])
-        self.deeper_biases = nn.ParameterList(_constant(b) for b in list(model.experts.biases)[1:])
-        self.register_buffer("expert_gate_weight", model.expert_gate.output.weight.detach().T.contiguous())
-        self.register_buffer("expert_gate_bias", model.expert_gate.output.bias.detach().clone())
-        self.register_buffer("critic_gate_weight", model.critic_gate.output.weight.detach().T.contiguous())
-        self.register_buffer("critic_gate_bias", model.critic_gate.output.bias.detach().clone())
-        self.register_buffer("critics_weight", model.critics.weight.detach().T.contiguous())
-        self.register_buffer("critics_bias", model.critics.bias.detach().clone())
+        self.deeper_biases = nn.ParameterList(_constant(b) for b in biases[1:])
+        for name, (weight, bias) in zip(("expert_gate", "critic_gate", "critics"), outputs, strict=True):
+            self.register_buffer(f"{name}_weight", weight)
+            self.register_buffer(f"{name}_bias", bias)
 
     def forward(self, single: Tensor, values: list[Tensor], offsets: list[Tensor]) -> Tensor:
         """Probabilities `[rows]` float32.
@@ -111,13 +120,24 @@ class CompiledMetaHeac(nn.Module):
             hidden = torch.baddbmm(bias, hidden, weight).relu()
         expert_gate = torch.addmm(
             self.expert_gate_bias, x[:, split : split + self.gate_width], self.expert_gate_weight
-        ).softmax(1)  # [rows, n]
-        critic_gate = torch.addmm(
-            self.critic_gate_bias, x[:, split + self.gate_width :], self.critic_gate_weight
-        ).softmax(1)  # [rows, m]
+        )[:, : self.num_experts].softmax(1)  # [rows, n]
+        critic_gate = torch.addmm(self.critic_gate_bias, x[:, split + self.gate_width :], self.critic_gate_weight)[
+            :, : self.num_critics
+        ].softmax(1)  # [rows, m]
         mixed = (hidden * expert_gate.t().unsqueeze(2)).sum(0) * self.expert_scale  # [rows, h]
-        opinions = torch.addmm(self.critics_bias, mixed, self.critics_weight) + wide  # [rows, m]
-        return (opinions.sigmoid() * critic_gate).sum(1) * self.critic_scale
+        opinions = torch.addmm(self.critics_bias, mixed, self.critics_weight)[:, : self.num_critics] + wide  # [rows, m]
+        # In double precision, where the last digits differ between vectors and what is left of them, and are cut off.
+        return (opinions.double().sigmoid().float() * critic_gate).sum(1) * self.critic_scale
+
+
+def _padded(width: int) -> int:
+    return -(-width // COLUMNS) * COLUMNS
+
+
+def _widened(tensor: Tensor, *, inputs: bool = False) -> Tensor:
+    """The same with columns of zeros behind, and with rows of zeros if `inputs`, to multiples of `COLUMNS`."""
+    *_, rows, columns = tensor.shape
+    return nn.functional.pad(tensor, (0, _padded(columns) - columns, 0, _padded(rows) - rows if inputs else 0))
 
 
 def _constant(tensor: Tensor) -> nn.Parameter:
@@ -129,7 +149,7 @@ def compile_model(model: MetaHeac, campaign: EncodedColumns, output: Path, prove
 
     Not frozen: freezing is the loader's, for the device it loads to, and the same model gives the same bytes.
     """
-    with _quiet():
+    with quiet():
         script = torch.jit.script(CompiledMetaHeac(model, campaign).eval())
         facts = {**provenance, "user_schema": model.users.schema.to_json()}
         torch.jit.save(script, output, {PROVENANCE_NAME: json.dumps(facts, ensure_ascii=False)})
@@ -145,7 +165,7 @@ def load_compiled(path: Path, device: torch.device) -> tuple[torch.jit.ScriptMod
         raise NotFound(f"no customised model at {path}", field="model")
     extra = {PROVENANCE_NAME: ""}
     try:
-        with _quiet():
+        with quiet():
             script = torch.jit.load(path, map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
         text: Any = extra[PROVENANCE_NAME]
         provenance: dict[str, Any] = json.loads(text)
@@ -157,11 +177,15 @@ def load_compiled(path: Path, device: torch.device) -> tuple[torch.jit.ScriptMod
 
 
 class TorchScriptEngine:
-    """Scores encoded users with a compiled customised model, on a CPU or a GPU.
+    """Scores encoded users with a compiled customised model in float32, on a CPU or a GPU.
+
+    On the CPU this is the reference: a user's score depends on the user and the model alone, to the bit, not on who
+    else is in the batch, how large it is, or the number of threads. Other engines are held to it.
 
     Attributes:
+        exact: whether scores are the reference's own, which they are on the CPU.
         provenance: what `compile_model` was given.
-        batch_size: users a batch; scores depend on it by rounding only, and not at all for equal batches.
+        batch_size: users a batch.
     """
 
     name = "torchscript"
@@ -172,47 +196,52 @@ class TorchScriptEngine:
         Raises:
             NotFound: no such file. DataCorrupted: not one of our archives. InvalidInput: no such device.
         """
-        config = resolve(config or ScoringConfig())
-        self.device = torch.device(config.device)
-        self.threads = config.threads
-        self.batch_size = config.batch_size
+        config = config or ScoringConfig()
+        self.device = choose_device(config.device)
+        self.exact = self.device.type == "cpu"
+        self.threads = config.threads or available_threads()
+        self.batch_size = config.batch_size or CPU_BATCH
         script, self.schema, self.provenance = load_compiled(path, self.device)
-        with _quiet():
+        with quiet():
             self._script = torch.jit.freeze(script)
         self._single = [f.name for f in self.schema.single]
         self._multi = [f.name for f in self.schema.multi]
 
     def score(self, users: EncodedColumns) -> npt.NDArray[np.float32]:
-        """Probability of each user `[rows]`; one batch, however long: the caller cuts."""
-        single = np.empty((users.length, len(self._single)), np.int64)
+        """Probability of each user `[rows]`."""
+        scores = np.empty(users.length, np.float32)
+        for start in range(0, users.length, self.batch_size):
+            stop = min(start + self.batch_size, users.length)
+            scores[start:stop] = self._batch(users.slice(start, stop))
+        return scores
+
+    def score_into(self, top: _core.TopK, users: EncodedColumns, first_row: int) -> None:
+        """Score the users, who are rows `first_row`, ... of the selection, and push them.
+
+        Raises:
+            InvalidInput: a score is NaN.
+        """
+        top.push(self.score(users), first_row, self.threads)
+
+    def _batch(self, users: EncodedColumns) -> npt.NDArray[np.float32]:
+        rows = max(users.length, LEAST_BATCH)  # who is not there has id 0, and empty lists
+        single = np.zeros((rows, len(self._single)), np.int64)
         for position, name in enumerate(self._single):
-            single[:, position] = users.ids[name]
+            single[: users.length, position] = users.ids[name]
         values, offsets = [], []
         for name in self._multi:
             starts = users.offsets[name]
             values.append(self._tensor(users.ids[name][starts[0] : starts[-1]].astype(np.int64)))
-            offsets.append(self._tensor(starts - starts[0]))
+            ends = np.full(rows + 1, starts[-1] - starts[0])
+            ends[: users.length + 1] = starts - starts[0]
+            offsets.append(self._tensor(ends))
         with torch.inference_mode(), compute_threads(self.threads):
             scores: Tensor = self._script(self._tensor(single), values, offsets)
-        result: npt.NDArray[np.float32] = scores.cpu().numpy()
+        result: npt.NDArray[np.float32] = scores[: users.length].cpu().numpy()
         return result
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-
-def resolve(config: ScoringConfig) -> ScoringConfig:
-    """The configuration with every "auto" and 0 replaced by what this machine makes of it.
-
-    Raises:
-        InvalidInput: no such device.
-    """
-    device = choose_device(config.device)
-    return ScoringConfig(
-        device=str(device),
-        batch_size=config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH),
-        threads=config.threads or available_threads(),
-    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -252,7 +281,7 @@ def compute_threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """TorchScript is deprecated in favour of torch.export, and says so at every call."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=r".*torch\.jit")

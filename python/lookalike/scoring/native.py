@@ -15,21 +15,12 @@ import torch
 from lookalike import _core
 from lookalike.config import ScoringConfig
 from lookalike.schema import EncodedColumns
-from lookalike.scoring.compiled import load_compiled, resolve
+from lookalike.scoring.compiled import LARGE_BATCH, available_threads, load_compiled
 
 # Tables of the first layer that stay within the last-level cache of most servers; see csrc/include/lookalike/scorer.h.
 FOLD_BYTES = 24 << 20
 
-_WEIGHTS = (
-    "first_weight",
-    "first_bias",
-    "expert_gate_weight",
-    "expert_gate_bias",
-    "critic_gate_weight",
-    "critic_gate_bias",
-    "critics_weight",
-    "critics_bias",
-)
+_Columns = list[tuple[npt.NDArray[np.unsignedinteger[Any]], npt.NDArray[np.int64] | None]]
 
 
 class NativeEngine:
@@ -38,10 +29,11 @@ class NativeEngine:
     Attributes:
         schema: what the users must be encoded by.
         provenance: what `compile_model` was given.
-        batch_size: users a call should hold at least, for all threads to have work; scores do not depend on it.
+        batch_size: users a call should have, for all threads to have work; scores do not depend on it.
     """
 
     name = "native"
+    exact = False
 
     def __init__(self, path: Path, config: ScoringConfig | None = None) -> None:
         """Load an archive and fold its first layer into tables.
@@ -49,8 +41,9 @@ class NativeEngine:
         Raises:
             NotFound: no such file. DataCorrupted: not one of our archives. InvalidInput: a weight is not finite.
         """
-        self.threads = resolve(config or ScoringConfig()).threads
-        self.batch_size = 1 << 18
+        config = config or ScoringConfig()
+        self.threads = config.threads or available_threads()
+        self.batch_size = config.batch_size or LARGE_BATCH
         script, self.schema, self.provenance = load_compiled(path, torch.device("cpu"))
         self._single = [f.name for f in self.schema.single]
         self._multi = [f.name for f in self.schema.multi]
@@ -72,10 +65,21 @@ class NativeEngine:
         Raises:
             InvalidInput: an id beyond its field's vocabulary.
         """
-        columns: list[tuple[npt.NDArray[np.unsignedinteger[Any]], npt.NDArray[np.int64] | None]] = []
-        columns += [(users.ids[name], None) for name in self._single]
-        columns += [(users.ids[name], users.offsets[name]) for name in self._multi]
-        return self._scorer.score(users.length, columns, self.threads)
+        return self._scorer.score(users.length, self._columns(users), self.threads)
+
+    def score_into(self, top: _core.TopK, users: EncodedColumns, first_row: int) -> None:
+        """Score the users, who are rows `first_row`, ... of the selection, and push them while they are in the cache.
+
+        Ctrl-C abandons the call. One that fails may have pushed some of the users.
+
+        Raises:
+            InvalidInput: an id beyond its field's vocabulary.
+        """
+        self._scorer.score_into(top, users.length, self._columns(users), first_row, self.threads)
+
+    def _columns(self, users: EncodedColumns) -> _Columns:
+        single: _Columns = [(users.ids[name], None) for name in self._single]
+        return single + [(users.ids[name], users.offsets[name]) for name in self._multi]
 
     @property
     def tables(self) -> list[int]:
@@ -94,16 +98,20 @@ def _model(script: torch.jit.ScriptModule, order: list[tuple[bool, int, int]]) -
     dim = script.table.shape[1]
     rows = np.concatenate([np.arange(start, start + size) for _, size, start in order])
     layers = range(sum(name.startswith("deeper_weights.") for name in state))
-    weights = {name: state[name] for name in _WEIGHTS}
+    weights = {name: state[name] for name in ("first_weight", "first_bias")}
+    n, m = script.num_experts, script.num_critics
+    for part, count in (("expert_gate", n), ("critic_gate", m), ("critics", m)):  # without what they are padded by
+        weights[f"{part}_weight"] = _flat(getattr(script, f"{part}_weight")[:, :count])
+        weights[f"{part}_bias"] = _flat(getattr(script, f"{part}_bias")[:count])
     weights["table"] = np.ascontiguousarray(state["table"].reshape(-1, dim)[rows]).ravel()
     weights["wide"] = state["wide"][rows]
     deeper_weights = [state[f"deeper_weights.{i}"] for i in layers]
     deeper_biases = [state[f"deeper_biases.{i}"] for i in layers]
-    hidden = [script.expert_width, *(len(bias) // script.num_experts for bias in deeper_biases)]
+    hidden = [script.expert_width, *(len(bias) // n for bias in deeper_biases)]
     shape = {
         "dim": dim,
-        "num_experts": script.num_experts,
-        "num_critics": script.critics_bias.shape[0],
+        "num_experts": n,
+        "num_critics": m,
         "gate_hidden": script.gate_width,
         "hidden": hidden,
         "expert_scale": script.expert_scale,

@@ -61,7 +61,7 @@ def validation_message(match: SeedMatch, exclusions: SeedMatch, k: int, pool_use
 
 def audience_message(audience_id: str, audience: Audience) -> audience_pb2.Audience:
     """The resource: the receipt's summary, and where the files are."""
-    receipt = audience.receipt
+    receipt, again = audience.receipt, audience.receipt.rescoring
     created = Timestamp()
     created.FromDatetime(datetime.fromisoformat(receipt.created).astimezone(UTC).replace(tzinfo=None))
     return audience_pb2.Audience(
@@ -90,6 +90,10 @@ def audience_message(audience_id: str, audience: Audience) -> audience_pb2.Audie
         users_filtered=receipt.users_filtered,
         exclusions=_match(receipt.exclusions),
         exclusions_sha256=receipt.exclusions_sha256,
+        engine=receipt.engine,
+        users_rescored=again.users if again else 0,
+        epsilon=again.epsilon if again else 0.0,
+        epsilon_kind=again.epsilon_kind if again else "",
     )
 
 

@@ -1,4 +1,4 @@
-"""The native engine against the TorchScript of the same customised model."""
+"""The engines against each other: TorchScript is the reference, and must deserve it; the others are near it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import torch
 
 from lookalike import _core
 from lookalike.config import ModelConfig, ScoringConfig
-from lookalike.errors import InvalidInput, NotFound
+from lookalike.errors import InternalError, InvalidInput, NotFound
 from lookalike.model.metaheac import MetaHeac
+from lookalike.retrieval.topk import TopK
 from lookalike.schema import EncodedColumns, FeatureSchema, Field, FieldKind
-from lookalike.scoring.compiled import TorchScriptEngine, compile_model
+from lookalike.scoring import native
+from lookalike.scoring.bfloat16 import Bfloat16Engine
+from lookalike.scoring.compiled import TorchScriptEngine, compile_model, load_compiled
+from lookalike.scoring.engine import Engine, open_engine, resolve
 from lookalike.scoring.native import NativeEngine
 
 USERS = 3000
@@ -71,6 +75,66 @@ def test_scores_as_torchscript_does(archive: Path, level: str) -> None:
     assert expected.std() > 0.001  # users differ, or agreement would tell nothing
     np.testing.assert_allclose(scores, expected, atol=1e-3)
     assert np.corrcoef(scores, expected)[0, 1] > 0.999999
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_references_score_is_the_users_own(archive: Path, threads: int) -> None:
+    """To the bit, whoever else is in the batch, wherever in it, however large it is."""
+    everyone = users(20_000)
+    alone = TorchScriptEngine(archive, ScoringConfig(device="cpu", threads=1)).score(everyone)
+    assert len(np.unique(alone)) > 10_000
+    engine = TorchScriptEngine(archive, ScoringConfig(device="cpu", threads=threads, batch_size=5_000))
+    order = np.random.default_rng(5).permutation(20_000)
+    np.testing.assert_array_equal(engine.score(everyone.take(order)), alone[order])
+    for start, stop in ((0, 1), (1, 8), (17, 200), (300, 1577), (0, 20_000)):
+        np.testing.assert_array_equal(engine.score(everyone.slice(start, stop)), alone[start:stop])
+
+
+def test_bfloat16_scores_as_torchscript_does(archive: Path) -> None:
+    engine = Bfloat16Engine(archive, ScoringConfig(device="cpu", threads=1, batch_size=700))
+    scores = engine.score(users())
+    expected = TorchScriptEngine(archive, ScoringConfig(device="cpu", threads=1)).score(users())
+    np.testing.assert_allclose(scores, expected, atol=0.1)
+    assert np.corrcoef(scores, expected)[0, 1] > 0.999
+    assert engine.provenance == {"a": 1}
+
+
+@pytest.mark.parametrize("kind", [NativeEngine, TorchScriptEngine, Bfloat16Engine])
+def test_scoring_into_a_selection_selects_what_is_scored(kind: type[Engine], archive: Path) -> None:
+    engine = kind(archive, ScoringConfig(device="cpu", threads=2, batch_size=500))  # type: ignore[call-arg]
+    scores = engine.score(users())
+    skip = np.packbits(np.arange(USERS) % 3 == 0, bitorder="little")
+    top = TopK(100, num_rows=USERS, skip=skip)
+    for start in range(0, USERS, 1100):
+        engine.score_into(top.core, users().slice(start, min(start + 1100, USERS)), start)
+    rows, best = top.finish(sorted=True)
+    allowed = np.flatnonzero(np.arange(USERS) % 3 != 0)
+    expected = allowed[np.lexsort((allowed, -scores[allowed]))[:100]]
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(best, scores[expected])
+    assert top.rows_seen == USERS
+
+
+def test_engines_are_chosen_by_the_configuration(archive: Path) -> None:
+    chosen = resolve(ScoringConfig())
+    assert chosen.engine == ("bfloat16" if torch.cuda.is_available() else "native")
+    assert chosen.threads >= 1
+    assert resolve(ScoringConfig(device="cpu", engine="torchscript")).batch_size == 8192
+    assert resolve(ScoringConfig(device="cpu", batch_size=77)).batch_size == 77
+    engines = {"native": NativeEngine, "torchscript": TorchScriptEngine, "bfloat16": Bfloat16Engine}
+    for name, kind in engines.items():
+        assert isinstance(open_engine(archive, resolve(ScoringConfig(engine=name, device="cpu"))), kind)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="set scoring.device=cpu") as caught:
+        resolve(ScoringConfig(engine="native", device="meta"))
+    assert caught.value.field == "scoring.engine"
+
+
+def test_a_diverged_model_is_the_models_fault(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, schema, provenance = load_compiled(archive, torch.device("cpu"))
+    script.critics_bias.fill_(float("nan"))
+    monkeypatch.setattr(native, "load_compiled", lambda *_: (script, schema, provenance))
+    with pytest.raises(InternalError, match="critics_bias holds a number that is not finite"):
+        open_engine(archive, resolve(ScoringConfig(engine="native", device="cpu")))
 
 
 def test_models_without_multi_valued_fields(tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""What an expansion is asked for, checked at the door and in canonical form.
+
+Knows the checkpoint's schemas and the pool; knows nothing of scoring or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lookalike.errors import EmptySeeds, InvalidInput, SchemaError
+from lookalike.pool.bitmap import count
+from lookalike.pool.exclusions import Exclude, Exclusions, UserIds, exclusions, marked_ids
+from lookalike.pool.filters import Filter
+from lookalike.pool.snapshot import Pool
+from lookalike.retrieval.audience import ids_digest
+from lookalike.retrieval.eligibility import Skipped, skipped
+from lookalike.retrieval.receipt import SeedMatch
+from lookalike.schema import EncodedColumns, FeatureSchema, FeatureValue
+
+
+@dataclass(frozen=True)
+class Request:
+    """What decides an audience's bytes, checked and in canonical form."""
+
+    campaign: str
+    features: Mapping[str, FeatureValue]
+    encoded: EncodedColumns
+    seed_rows: npt.NDArray[np.int64]  # matched, ascending
+    match: SeedMatch
+    seeds_sha256: str
+    k: int
+    include_seeds: bool
+    random_seed: int
+    filter: Filter | None
+    exclusions: Exclusions
+    exclusions_sha256: str  # of those the pool has; empty if there are none
+
+
+def check_request(
+    pool: Pool,
+    campaign_schema: FeatureSchema,
+    *,
+    campaign: str,
+    features: Mapping[str, FeatureValue],
+    seeds: UserIds,
+    k: int,
+    include_seeds: bool,
+    random_seed: int,
+    filter: str,  # noqa: A002
+    exclude: Exclude,
+) -> Request:
+    """The request, with its seeds and exclusions looked up; arguments as of `Expander.expand`.
+
+    Raises:
+        EmptySeeds, SchemaError, InvalidInput: something is wrong with it.
+    """
+    if not campaign:
+        raise InvalidInput("a campaign needs a name", field="campaign")
+    if k < 1:
+        raise InvalidInput(f"k must be 1 or more, not {k}", field="k")
+    if random_seed < 0:
+        raise InvalidInput(f"random_seed must be 0 or more, not {random_seed}", field="random_seed")
+    if len(seeds) == 0:
+        raise EmptySeeds("no seeds were given; give user ids of the pool", field="seeds")
+    features = _canonical(features)
+    eligible = Filter(filter, pool.schema) if filter.strip() else None
+    encoded = campaign_schema.encode_features(features, where="features")
+    rows = np.sort(pool.find(seeds))
+    found = rows[rows >= 0]
+    matched = np.unique(found)
+    match = SeedMatch(
+        given=len(seeds),
+        matched=len(matched),
+        duplicates=len(found) - len(matched),
+        not_in_pool=len(rows) - len(found),
+    )
+    excluded = exclusions(pool, exclude)
+    return Request(
+        campaign,
+        features,
+        encoded,
+        matched,
+        match,
+        ids_digest([pool.user_ids(matched)]),
+        k,
+        include_seeds,
+        random_seed,
+        eligible,
+        excluded,
+        ids_digest(marked_ids(pool, excluded.bitmap)) if excluded.matched else "",
+    )
+
+
+def ineligible(pool: Pool, request: Request, threads: int) -> Skipped:
+    """Everyone who is not to be chosen.
+
+    Raises:
+        InvalidInput: that is everyone, for the filter or the exclusions.
+    """
+    seeds = request.seed_rows[:0] if request.include_seeds else request.seed_rows
+    skip = skipped(pool, seeds, request.exclusions, request.filter, threads=threads)
+    eligible = pool.num_users - count(skip.bitmap)
+    if eligible == 0 and request.filter is not None:
+        passed = pool.num_users - skip.filtered
+        raise InvalidInput(
+            f"nobody is eligible: {passed:,} users pass the filter {request.filter.text}"
+            + (", all of them seeds or excluded" if passed else ""),
+            field="filter",
+            reason="NOBODY_ELIGIBLE",
+        )
+    if eligible == 0 and request.exclusions.matched:
+        raise InvalidInput(
+            "nobody is eligible: every user of the pool is a seed or excluded",
+            field="exclude",
+            reason="NOBODY_ELIGIBLE",
+        )
+    return skip
+
+
+def _canonical(features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
+    """The same features in one form whatever the caller's order and containers, so that equal requests are equal.
+
+    Raises:
+        SchemaError: a value is neither text, number, list of these, nor None.
+    """
+    plain: dict[str, FeatureValue] = {}
+    for name in sorted(features):
+        value = features[name]
+        parts = list(value) if isinstance(value, list | tuple) else [value]
+        for part in parts:
+            if not (part is None or isinstance(part, str | int | float)):
+                raise SchemaError(
+                    f"feature '{name}' is a {type(part).__name__}; give text, a number, or a list of these",
+                    field=f"features.{name}",
+                )
+        missing = isinstance(value, float) and math.isnan(value)
+        plain[name] = None if missing else parts if isinstance(value, list | tuple) else value  # type: ignore[assignment]
+    return plain
