@@ -210,8 +210,8 @@ def arithmetic(case: Case, path: Path, native: NativeEngine) -> dict[str, float]
     dim, width = script.table.shape[1], script.first_weight.shape[1]
     state = script.state_dict()
     rest = sum(tensor.numel() for name, tensor in state.items() if name.startswith("deeper_weights."))
-    rest += sum(state[name].numel() for name in ("expert_gate_weight", "critic_gate_weight", "critics_weight"))
-    rest += script.num_experts * script.critics_weight.shape[0]  # the experts' mean
+    n, m, last = script.num_experts, script.num_critics, script.critics_weight.shape[0]
+    rest += script.gate_width * (n + m) + last * (n + m)  # gates; the experts' mean and the critics
     fields = [*schema.single, *schema.multi]
     pooled = [one.name for one, table in zip(fields, native.tables, strict=True) if table < 0]
     pooled_ids = sum(case.ids_per_user(name) for name in pooled)

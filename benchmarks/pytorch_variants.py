@@ -17,23 +17,30 @@ from torch import Tensor, nn
 
 from lookalike.config import ScoringConfig
 from lookalike.schema import EncodedColumns, FeatureSchema
+from lookalike.scoring.bfloat16 import Bfloat16Engine
 from lookalike.scoring.compiled import CompiledMetaHeac, TorchScriptEngine, load_compiled
 
 Scores = npt.NDArray[np.float32]
 Score = Callable[[EncodedColumns], Scores]
 Forward = Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]
 
-_SCALARS: Final = ("num_experts", "expert_width", "gate_width", "expert_scale", "critic_scale", "multi_starts")
+_SCALARS: Final = (
+    *("num_experts", "num_critics", "expert_width", "gate_width"),
+    *("expert_scale", "critic_scale", "multi_starts"),
+)
+# Engines cut users by their own batch size: here the caller does.
+_ANY_BATCH: Final = 1 << 30
 
 
 def variants(path: Path, threads: int) -> dict[str, Callable[[], Score]]:
-    """What loads each variant of the archive, by name; `torchscript float32` is the engine of this library.
+    """What loads each variant of the archive, by name; those of TorchScript are engines of this library.
 
-    The scoring function takes one batch. Torch's threads are the caller's to set, for all but the engine.
+    The scoring function takes one batch. Torch's threads are the caller's to set, for all but the engines.
     """
+    config = ScoringConfig(device="cpu", threads=threads, batch_size=_ANY_BATCH)
     return {
-        "torchscript float32": lambda: TorchScriptEngine(path, ScoringConfig(device="cpu", threads=threads)).score,
-        "torchscript bfloat16": lambda: _scripted(path),
+        "torchscript float32": lambda: TorchScriptEngine(path, config).score,
+        "torchscript bfloat16": lambda: Bfloat16Engine(path, config).score,
         "compile float32": lambda: _compiled(path, eager, torch.float32),
         "compile bfloat16": lambda: _compiled(path, eager, torch.bfloat16),
         "compile folded float32": lambda: _compiled(path, _fold, torch.float32),
@@ -41,15 +48,14 @@ def variants(path: Path, threads: int) -> dict[str, Callable[[], Score]]:
     }
 
 
-def _scripted(path: Path) -> Score:
-    script, schema, _ = load_compiled(path, torch.device("cpu"))
-    return _scoring(torch.jit.freeze(script.to(torch.bfloat16)), schema)
-
-
 def _compiled(path: Path, build: Callable[[torch.jit.ScriptModule], nn.Module], dtype: torch.dtype) -> Score:
     """By the inductor, once for all batch sizes: on this model within 5% of compiling for one."""
     script, schema, _ = load_compiled(path, torch.device("cpu"))
-    forward: Forward = torch.compile(build(script).to(dtype), dynamic=True)
+    module = build(script)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point() and not name.endswith("wide"):  # sums of single ids, as in Bfloat16Engine
+            tensor.data = tensor.data.to(dtype)
+    forward: Forward = torch.compile(module, dynamic=True)
     return _scoring(forward, schema)
 
 
@@ -116,10 +122,11 @@ class Folded(nn.Module):
         for weight, bias in zip(model.deeper_weights, model.deeper_biases, strict=True):
             hidden = torch.baddbmm(bias, hidden, weight).relu()
         gates = x[:, split : split + model.gate_width], x[:, split + model.gate_width :]
-        expert_gate = torch.addmm(model.expert_gate_bias, gates[0], model.expert_gate_weight).softmax(1)
-        critic_gate = torch.addmm(model.critic_gate_bias, gates[1], model.critic_gate_weight).softmax(1)
+        n, m = model.num_experts, model.num_critics  # without what is padded
+        expert_gate = torch.addmm(model.expert_gate_bias, gates[0], model.expert_gate_weight)[:, :n].softmax(1)
+        critic_gate = torch.addmm(model.critic_gate_bias, gates[1], model.critic_gate_weight)[:, :m].softmax(1)
         mixed = (hidden * expert_gate.t().unsqueeze(2)).sum(0) * model.expert_scale
-        opinions = torch.addmm(model.critics_bias, mixed, model.critics_weight) + wide
+        opinions = torch.addmm(model.critics_bias, mixed, model.critics_weight)[:, :m] + wide
         return (opinions.sigmoid() * critic_gate).sum(1) * model.critic_scale
 
 
