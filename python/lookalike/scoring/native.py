@@ -82,6 +82,11 @@ class NativeEngine:
         return single + [(users.ids[name], users.offsets[name]) for name in self._multi]
 
     @property
+    def tables(self) -> list[int]:
+        """For each field, single-valued ones first, the number of its table, which fields may share; -1: pooled."""
+        return self._scorer.tables
+
+    @property
     def table_bytes(self) -> int:
         """Bytes of everything that is looked up in."""
         return self._scorer.table_bytes
