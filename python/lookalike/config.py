@@ -95,12 +95,13 @@ class ScoringConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     # "native": the C++ scorer, on the CPU. "torchscript": float32. "bfloat16": TorchScript in half precision, for GPUs.
-    # "auto": native on the CPU, bfloat16 on a GPU. The audience is the same to the bit with each of them: the best are
-    # scored again by TorchScript in float32 on the CPU.
+    # "auto": native on the CPU, bfloat16 on a GPU. What is best is scored again by TorchScript in float32 on the CPU,
+    # so the audience does not depend on the choice.
     engine: Literal["auto", "native", "torchscript", "bfloat16"] = "auto"
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
-    batch_size: int = 0  # users a batch; 0: 8,192 for TorchScript on a CPU (stays in L2), otherwise 262,144
-    threads: int = 0  # of the CPU engine and the top-K; 0: all the process may use
+    # Users a batch; 0: 262,144, but 8,192 for what torch scores on a CPU (stays in L2).
+    batch_size: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = 0  # of the CPU, for adapting too; 0: all the process may use
 
 
 @dataclass(frozen=True, kw_only=True)

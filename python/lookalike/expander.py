@@ -46,7 +46,7 @@ from lookalike.retrieval.topk import TopK
 from lookalike.retrieval.work import Work, identity, work_folder
 from lookalike.schema import FeatureSchema, FeatureValue
 from lookalike.scoring.compiled import TorchScriptEngine, compile_model, compute_threads
-from lookalike.scoring.engine import Engine, open_engine, resolve
+from lookalike.scoring.engine import Engine, is_exact, open_engine, resolve
 from lookalike.training.adapt import Adapted, adapt
 from lookalike.training.checkpoint import Checkpoint, load_checkpoint, to_plain
 
@@ -215,8 +215,7 @@ class Expander:
     def _candidates(self, request: Request) -> int:
         """How many to select while scoring: where an engine's scores are near, more than will be members."""
         total = self.pool.num_users
-        exact = self.config.scoring.engine == TorchScriptEngine.name and self.config.scoring.device == "cpu"
-        return min(request.k, total) if exact else candidates(request.k, total)
+        return min(request.k, total) if is_exact(self.config.scoring) else candidates(request.k, total)
 
     def _load(self, partial: memoryview, request: Request, skip: Bitmap) -> TopK:
         top = TopK.load(partial, num_rows=self.pool.num_users, skip=skip)
@@ -227,17 +226,19 @@ class Expander:
     def _exact(
         self, request: Request, work: Work, engine: Engine, top: TopK, skip: Skipped, watch: _Watch
     ) -> Selection:
-        if engine.exact:
-            return Selection.of(top)
-        reference = TorchScriptEngine(work.model, ScoringConfig(device="cpu", threads=self.config.scoring.threads))
-        with watch.stage(Stage.RESCORING, request.k) as report:
+        threads = self.config.scoring.threads
+        if is_exact(self.config.scoring):
+            return Selection.of(top, threads)
+        work.save(top, now=True)
+        with watch.stage(Stage.RESCORING, top.k) as report:
             return rescore(
                 self.pool,
                 engine,
-                reference,
+                TorchScriptEngine(work.model, ScoringConfig(device="cpu", threads=threads)),
                 top,
                 min(request.k, self.pool.num_users),
                 skip=skip.bitmap,
+                threads=threads,
                 progress=report,
                 cancelled=watch.cancelled,
             )
@@ -319,7 +320,7 @@ class Expander:
             ties_at_cutoff=selection.ties_at_cutoff,
             ties_selected=int(np.count_nonzero(selection.scores == selection.scores[-1:])),
             adaptation=work.adaptation,
-            rescoring=_rescoring(selection),
+            rescoring=None if is_exact(self.config.scoring) else _rescoring(selection),
             seconds=seconds,
             audience_sha256=file_digest(staged / AUDIENCE_NAME),
             model_sha256=file_digest(staged / MODEL_NAME),
@@ -342,9 +343,7 @@ def _misfit(pool: FeatureSchema, checkpoint: FeatureSchema) -> str:
     return "; ".join(found[:3] or ["fields in another order"]) + ("; ..." if len(found) > 3 else "")
 
 
-def _rescoring(selection: Selection) -> Rescoring | None:
-    if not selection.users_rescored:
-        return None
+def _rescoring(selection: Selection) -> Rescoring:
     return Rescoring(
         users=selection.users_rescored,
         epsilon=selection.epsilon,

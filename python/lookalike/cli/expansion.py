@@ -144,13 +144,13 @@ def _show(path: Path, receipt: Receipt) -> None:
     rescored: list[tuple[str, object]] = []
     if (again := receipt.rescoring) is not None:
         rescored.append(
-            ("scored again", f"{again.users:,}, exactly; epsilon {again.epsilon:.2g} ({again.epsilon_kind})")
+            ("scored again", f"{again.users:,}, in float32; epsilon {again.epsilon:.2g} ({again.epsilon_kind})")
         )
     rows: list[tuple[str, object]] = [
         ("audience", path),
         ("members", receipt.k),
         ("seeds", f"{seeds.given:,} given, {seeds.matched:,} matched, {seeds.not_in_pool:,} not in the pool"),
-        ("users scored", f"{receipt.users_scored}, by the engine {receipt.engine}"),
+        ("users scored", f"{receipt.users_scored:,}, by the engine {receipt.engine}"),
         *skipped,
         ("cut-off", f"{receipt.cutoff_score}, {receipt.ties_at_cutoff:,} users on it, {receipt.ties_selected:,} in"),
         *rescored,

@@ -70,9 +70,9 @@ class Rescoring:
     """How the engine's scores, which are near, became the reference's top K; see `retrieval.rescoring`.
 
     Attributes:
-        users: scored again by TorchScript in float32 on the CPU, among them every member.
+        users: scored again by TorchScript in float32 on the CPU, among them every member and a sample of the pool.
         epsilon: no score s of the engine was taken to be off by more than s (epsilon (1 - s) + 2^-20).
-        epsilon_kind: "statistical": twice the largest error seen among `users`. No bound is certified yet.
+        epsilon_kind: "statistical": at least twice the largest error seen among `users`.
         largest_error: that one, in the measure of epsilon.
     """
 

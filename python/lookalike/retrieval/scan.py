@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lookalike.errors import Cancelled, InternalError, InvalidInput
+from lookalike.errors import Cancelled, DataCorrupted, InternalError, InvalidInput
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.topk import TopK
 from lookalike.scoring.engine import Engine
+
+DIVERGED = "the customised model scores NaN; the general model or its inner rates have diverged"
 
 
 def scan(
@@ -31,7 +33,8 @@ def scan(
         cancelled: asked before every block.
 
     Raises:
-        Cancelled: `cancelled()` turned true. InternalError: the model gives NaN.
+        Cancelled: `cancelled()` turned true. InternalError: the model gives NaN. DataCorrupted: the pool holds an id
+            beyond its vocabulary.
     """
     for end in pool.shard_ends:
         first = top.rows_seen
@@ -42,8 +45,12 @@ def scan(
             try:
                 engine.score_into(top.core, pool.read(start, stop), start)
             except InvalidInput as error:
-                raise InternalError(f"the customised model cannot score the pool: {error}") from error
+                if error.field == "scores":
+                    raise InternalError(DIVERGED) from error
+                raise DataCorrupted(f"rows {start}:{stop} of the pool: {error}", field="pool") from error
             if progress is not None:
                 progress(stop, pool.num_users)
         if first < end and save is not None:
             save(top)
+    if top.rows_seen != pool.num_users:
+        raise InternalError(f"{top.rows_seen} of {pool.num_users} users were scored")

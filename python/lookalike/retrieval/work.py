@@ -133,9 +133,9 @@ class Work:
             raise
         self.adaptation = adaptation
 
-    def save(self, top: TopK) -> None:
-        """Keep the selection, if it is time; a disk that is full stops nothing."""
-        if time.monotonic() - self._saved < SAVE_SECONDS:
+    def save(self, top: TopK, *, now: bool = False) -> None:
+        """Keep the selection, if it is time or `now`; a disk that is full stops nothing."""
+        if not now and time.monotonic() - self._saved < SAVE_SECONDS:
             return
         try:
             write_whole(self.path / PARTIAL_NAME, bytes.fromhex(self._identity), top.save())

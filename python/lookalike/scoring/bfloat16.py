@@ -25,6 +25,7 @@ from lookalike.scoring.compiled import (
     quiet,
 )
 
+PIECES = 4
 _Part = tuple[npt.NDArray[np.integer], slice]
 _ALIGNMENT = 8  # of a column in what is sent, so that it can be viewed as integers of any width
 _SIGNED = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # torch computes with no wider unsigned ones
@@ -36,11 +37,10 @@ class Bfloat16Engine:
     Attributes:
         schema: what the users must be encoded by.
         provenance: what `compile_model` was given.
-        batch_size: users on the device at once; while one batch is scored the next is sent.
+        batch_size: users a call should have; they go to the device in `PIECES`, one sent while another is scored.
     """
 
     name = "bfloat16"
-    exact = False
 
     def __init__(self, path: Path, config: ScoringConfig | None = None) -> None:
         """Load and freeze an archive.
@@ -65,8 +65,8 @@ class Bfloat16Engine:
     def score(self, users: EncodedColumns) -> npt.NDArray[np.float32]:
         """Probability of each user `[rows]`."""
         scores = np.empty(users.length, np.float32)
-        for start, batch in self._batches(users):
-            scores[start : start + len(batch)] = batch.cpu().numpy()
+        for start, piece in self._pieces(users):
+            scores[start : start + len(piece)] = piece.cpu().numpy()
         return scores
 
     def score_into(self, top: _core.TopK, users: EncodedColumns, first_row: int) -> None:
@@ -77,15 +77,16 @@ class Bfloat16Engine:
         Raises:
             InvalidInput: a score is NaN.
         """
-        for start, batch in self._batches(users):
-            top.push(_survivors(batch, top.threshold), first_row + start, self.threads)
+        for start, piece in self._pieces(users):
+            top.push(_survivors(piece, top.threshold), first_row + start, self.threads)
 
-    def _batches(self, users: EncodedColumns) -> Iterator[tuple[int, Tensor]]:
-        """First user and scores `[rows]` of each batch, on the device, when the next one has been sent."""
+    def _pieces(self, users: EncodedColumns) -> Iterator[tuple[int, Tensor]]:
+        """First user and scores `[rows]` of each piece, on the device, when the next one has been sent."""
         waiting: tuple[int, Tensor] | None = None
-        for number, start in enumerate(range(0, users.length, self.batch_size)):
-            batch = users.slice(start, min(start + self.batch_size, users.length))
-            sent = start, self._launch(batch, number % 2)
+        size = -(-self.batch_size // PIECES)
+        for number, start in enumerate(range(0, users.length, size)):
+            piece = users.slice(start, min(start + size, users.length))
+            sent = start, self._launch(piece, number % 2)
             if waiting is not None:
                 yield waiting
             waiting = sent
@@ -93,13 +94,15 @@ class Bfloat16Engine:
             yield waiting
 
     def _launch(self, users: EncodedColumns, slot: int) -> Tensor:
-        """Send a batch and start scoring it. Whoever used the slot before must have taken the scores."""
+        """Send some users and start scoring it. Whoever used the slot before must have taken the scores."""
         arrays: list[npt.NDArray[np.integer]] = [users.ids[name] for name in self._single]
         for name in self._multi:
             starts = users.offsets[name]
             arrays += [users.ids[name][starts[0] : starts[-1]], starts - starts[0]]
         columns = self._send(arrays, slot)
-        single = torch.stack(columns[: len(self._single)], dim=1)
+        single = torch.empty((users.length, 0), dtype=torch.int64, device=self.device)
+        if self._single:
+            single = torch.stack(columns[: len(self._single)], dim=1)
         lists = columns[len(self._single) :]
         with torch.inference_mode(), compute_threads(self.threads):
             scores: Tensor = self._script(single, lists[::2], lists[1::2])

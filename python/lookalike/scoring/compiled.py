@@ -25,6 +25,7 @@ from lookalike.model.metaheac import MetaHeac
 from lookalike.schema import EncodedColumns, FeatureSchema
 
 PROVENANCE_NAME = "provenance.json"
+FORMAT_VERSION = 2
 # Keeps the widest activation (n * 64 floats a user) within a few L2 caches.
 CPU_BATCH = 8_192
 # For what holds no activations of so many users: work for all threads, or all multiprocessors of a GPU, and a tenth of
@@ -120,14 +121,15 @@ class CompiledMetaHeac(nn.Module):
             hidden = torch.baddbmm(bias, hidden, weight).relu()
         expert_gate = torch.addmm(
             self.expert_gate_bias, x[:, split : split + self.gate_width], self.expert_gate_weight
-        )[:, : self.num_experts].softmax(1)  # [rows, n]
+        )[:, : self.num_experts]
         critic_gate = torch.addmm(self.critic_gate_bias, x[:, split + self.gate_width :], self.critic_gate_weight)[
             :, : self.num_critics
         ].softmax(1)  # [rows, m]
         mixed = (hidden * expert_gate.t().unsqueeze(2)).sum(0) * self.expert_scale  # [rows, h]
         opinions = torch.addmm(self.critics_bias, mixed, self.critics_weight)[:, : self.num_critics] + wide  # [rows, m]
         # In double precision, where the last digits differ between vectors and what is left of them, and are cut off.
-        return (opinions.double().sigmoid().float() * critic_gate).sum(1) * self.critic_scale
+        p = (opinions.double().sigmoid().float() * critic_gate).sum(1) * self.critic_scale
+        return p.clamp_max(1.0)  # a sum of rounded weights may be a digit above
 
 
 def _padded(width: int) -> int:
@@ -151,7 +153,7 @@ def compile_model(model: MetaHeac, campaign: EncodedColumns, output: Path, prove
     """
     with quiet():
         script = torch.jit.script(CompiledMetaHeac(model, campaign).eval())
-        facts = {**provenance, "user_schema": model.users.schema.to_json()}
+        facts = {**provenance, "format_version": FORMAT_VERSION, "user_schema": model.users.schema.to_json()}
         torch.jit.save(script, output, {PROVENANCE_NAME: json.dumps(facts, ensure_ascii=False)})
 
 
@@ -170,8 +172,13 @@ def load_compiled(path: Path, device: torch.device) -> tuple[torch.jit.ScriptMod
         text: Any = extra[PROVENANCE_NAME]
         provenance: dict[str, Any] = json.loads(text)
         schema = FeatureSchema.from_json(provenance.pop("user_schema"))
+        version = provenance.pop("format_version", 1)
     except (RuntimeError, ValueError, KeyError) as error:
         raise DataCorrupted(f"{path} is no customised model of ours: {error}", field="model") from error
+    if version != FORMAT_VERSION:
+        raise DataCorrupted(
+            f"{path} is of format {version}; this version reads {FORMAT_VERSION}: expand again", field="model"
+        )
     module: torch.jit.ScriptModule = script.eval()
     return module, schema, provenance
 
@@ -183,7 +190,6 @@ class TorchScriptEngine:
     else is in the batch, how large it is, or the number of threads. Other engines are held to it.
 
     Attributes:
-        exact: whether scores are the reference's own, which they are on the CPU.
         provenance: what `compile_model` was given.
         batch_size: users a batch.
     """
@@ -198,7 +204,6 @@ class TorchScriptEngine:
         """
         config = config or ScoringConfig()
         self.device = choose_device(config.device)
-        self.exact = self.device.type == "cpu"
         self.threads = config.threads or available_threads()
         self.batch_size = config.batch_size or CPU_BATCH
         script, self.schema, self.provenance = load_compiled(path, self.device)
@@ -257,7 +262,9 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InvalidInput(f"no device '{name}' here; use auto, cpu or cuda", field="scoring.device") from error
-    return device
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInput(f"nothing is scored on '{name}'; use auto, cpu or cuda", field="scoring.device")
+    return torch.device("cpu") if device.type == "cpu" else device
 
 
 def available_threads() -> int:

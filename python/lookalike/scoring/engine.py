@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike import _core
-from lookalike.config import ScoringConfig
+from lookalike.config import ScoringConfig, parse
 from lookalike.errors import InternalError, InvalidInput
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.bfloat16 import Bfloat16Engine
@@ -21,12 +22,10 @@ class Engine(Protocol):
     """Scores encoded users with one customised model.
 
     Attributes:
-        exact: whether scores are the reference's to the bit; see `TorchScriptEngine`.
         batch_size: users a call should have.
     """
 
     name: str
-    exact: bool
     batch_size: int
 
     def score(self, users: EncodedColumns) -> npt.NDArray[np.float32]:
@@ -37,7 +36,7 @@ class Engine(Protocol):
         """Score the users, who are rows `first_row`, ... of the selection, and push them.
 
         Raises:
-            InvalidInput: a score is NaN.
+            InvalidInput: a score is NaN (field "scores"), or an id beyond its vocabulary.
         """
         ...
 
@@ -46,8 +45,9 @@ def resolve(config: ScoringConfig) -> ScoringConfig:
     """The configuration with every "auto" and 0 replaced by what this machine makes of it.
 
     Raises:
-        InvalidInput: no such device, or the engine cannot use it.
+        InvalidInput: a value is not allowed, no such device, or the engine cannot use it.
     """
+    config = parse(ScoringConfig, asdict(config), field_prefix="scoring")
     device = choose_device(config.device)
     on_cpu = device.type == "cpu"
     if config.engine == "native" and not on_cpu:
@@ -56,25 +56,32 @@ def resolve(config: ScoringConfig) -> ScoringConfig:
             field="scoring.engine",
         )
     engine = ("native" if on_cpu else "bfloat16") if config.engine == "auto" else config.engine
-    return ScoringConfig(
+    return replace(
+        config,
         engine=engine,
         device=str(device),
-        batch_size=config.batch_size or (CPU_BATCH if engine == "torchscript" and on_cpu else LARGE_BATCH),
+        batch_size=config.batch_size or (CPU_BATCH if engine != "native" and on_cpu else LARGE_BATCH),
         threads=config.threads or available_threads(),
     )
+
+
+def is_exact(config: ScoringConfig) -> bool:
+    """Whether the engine of a resolved configuration is the reference itself; see `TorchScriptEngine`."""
+    return config.engine == "torchscript" and config.device == "cpu"
 
 
 def open_engine(path: Path, config: ScoringConfig) -> Engine:
     """Load a customised model into the engine that a resolved configuration names.
 
     Raises:
-        NotFound: no such file. DataCorrupted: not one of our archives. InternalError: the model has diverged.
+        NotFound: no such file. DataCorrupted: not one of our archives. InternalError: the model has diverged, or is
+            beyond the native engine.
     """
-    try:
-        if config.engine == "native":
-            return NativeEngine(path, config)
-    except InvalidInput as error:
-        raise InternalError(f"the customised model cannot be scored: {error}") from error
+    if config.engine == "torchscript":
+        return TorchScriptEngine(path, config)
     if config.engine == "bfloat16":
         return Bfloat16Engine(path, config)
-    return TorchScriptEngine(path, config)
+    try:
+        return NativeEngine(path, config)
+    except InvalidInput as error:
+        raise InternalError(f"the native engine cannot take the customised model: {error}") from error

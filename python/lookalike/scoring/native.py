@@ -33,7 +33,6 @@ class NativeEngine:
     """
 
     name = "native"
-    exact = False
 
     def __init__(self, path: Path, config: ScoringConfig | None = None) -> None:
         """Load an archive and fold its first layer into tables.
