@@ -28,7 +28,9 @@ struct Avx512 {
   static I max16(I a, I b) noexcept { return _mm512_max_epi16(a, b); }
   static I dot(I sum, I a, I b) noexcept {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpwssd_epi32(sum, a, b);
+    // GCC 12 copies sums around the intrinsic, and many to memory.
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
 #else
     return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
 #endif

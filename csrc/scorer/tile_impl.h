@@ -14,12 +14,16 @@
 namespace lookalike::detail {
 namespace {
 
+// Where a loop over an array is to be unrolled, the array is to be registers, which GCC must be told.
+
 /// kUsers users' sums over pairs of inputs for kWide vectors of outputs, handed to done(user, vector, sum).
 template <class Vector, std::size_t kUsers, std::size_t kWide, class Done>
 inline void multiply(const std::int16_t* inputs, std::size_t stride, const PackedLayer& layer, std::size_t first_output,
                      std::size_t pairs, Done done) noexcept {
   typename Vector::I sums[kUsers][kWide];
+#pragma GCC unroll 8
   for (auto& of_user : sums) {
+#pragma GCC unroll 8
     for (auto& sum : of_user) {
       sum = Vector::zero_i();
     }
@@ -27,17 +31,22 @@ inline void multiply(const std::int16_t* inputs, std::size_t stride, const Packe
   const std::int16_t* weights = layer.weights + 2 * first_output;
   for (std::size_t pair = 0; pair < pairs; ++pair, weights += 2 * layer.outputs) {
     typename Vector::I row[kWide];
+#pragma GCC unroll 8
     for (std::size_t vector = 0; vector < kWide; ++vector) {
       row[vector] = Vector::load_i(weights + 2 * Vector::kLanes * vector);
     }
+#pragma GCC unroll 8
     for (std::size_t user = 0; user < kUsers; ++user) {
       const auto input = Vector::pair(inputs + user * stride + 2 * pair);
+#pragma GCC unroll 8
       for (std::size_t vector = 0; vector < kWide; ++vector) {
         sums[user][vector] = Vector::dot(sums[user][vector], row[vector], input);
       }
     }
   }
+#pragma GCC unroll 8
   for (std::size_t user = 0; user < kUsers; ++user) {
+#pragma GCC unroll 8
     for (std::size_t vector = 0; vector < kWide; ++vector) {
       done(user, vector, sums[user][vector]);
     }
