@@ -28,9 +28,15 @@ struct FieldPlan {
 };
 
 struct Plan {
+  struct Table {
+    std::vector<std::size_t> fields;
+    std::size_t first_row;  // counted through all tables
+    std::size_t rows;
+  };
   std::vector<FieldPlan> fields;
-  std::vector<std::vector<std::size_t>> tables;  // their fields
-  std::vector<std::size_t> pools;                // their fields
+  std::vector<Table> tables;
+  std::vector<std::size_t> pools;  // their fields
+  std::size_t rows = 0;            // of all tables
 };
 
 /// Small single-valued fields share tables, larger ones have their own as long as all fit in fold_bytes, others are
@@ -66,7 +72,7 @@ class Packed {
 
   std::vector<double> step_;     // of the first layer's columns: the value of 1
   std::vector<double> highest_;  // what a column's number can be at most, after the rectifier
-  std::vector<Buffer<std::int16_t>> tables_;
+  Buffer<std::int16_t> rows_;    // of all tables, in huge pages where there are many
   std::vector<std::shared_ptr<const void>> kept_;
 };
 

@@ -12,6 +12,7 @@
 
 namespace lookalike {
 
+using detail::kMostUsers;
 using detail::kTile;
 using detail::Packed;
 using detail::Tile;
@@ -96,15 +97,19 @@ class Scorer::State::Room {
     for (std::size_t i = 0; i < std::size_t{model.num_layers} * model.num_experts; ++i) {
       between = std::max<std::size_t>(between, model.layers[i].outputs);
     }
-    const std::size_t gate = std::max(model.expert_gate.outputs, model.critic_gate.outputs);
-    tile_.first = make<std::int16_t>(kTile * model.columns);
-    tile_.pooled = make<std::int16_t>(kTile * std::size_t{model.pooled.inputs});
-    tile_.between[0] = make<std::int16_t>(kTile * between);
-    tile_.between[1] = make<std::int16_t>(kTile * between);
-    tile_.gates = make<float>(kTile * gate);
-    tile_.weights = make<float>(kTile * gate);
-    tile_.mixed = make<float>(kTile * model.mixed);
+    const std::size_t expert = model.expert_gate.outputs;
+    const std::size_t critic = model.critic_gate.outputs;
+    tile_.rows = make<const std::int16_t*>(kTile * model.num_tables + 1);
+    *tile_.rows = model.bias;  // something to prefetch where nothing is looked up
+    tile_.pooled = make<std::int16_t>(model.num_pools > 0 ? kTile * std::size_t{model.pooled->inputs} : 0);
+    tile_.first = make<std::int16_t>(kMostUsers * std::max(model.expert_columns, 2 * model.gate_columns));
+    tile_.between[0] = make<std::int16_t>(kMostUsers * between);
+    tile_.between[1] = make<std::int16_t>(kMostUsers * between);
+    tile_.outputs = make<float>(kTile * (expert + critic));
+    tile_.expert_weights = make<float>(kTile * expert);
+    tile_.critic_weights = make<float>(kTile * critic);
     tile_.opinions = make<float>(kTile * model.critic_lanes);
+    tile_.mixed = make<float>(kTile * model.mixed);
     tile_.wide = make<float>(kTile);
     tile_.scores = make<float>(kTile);
     tile_.index = index_.data();
@@ -114,7 +119,10 @@ class Scorer::State::Room {
   Room& operator=(const Room&) = delete;
 
   const Tile& fill(const State& state, const ScorerUsers& users, std::size_t begin, std::size_t count) {
-    std::ranges::fill(index_, 0);
+    for (std::size_t table = 0; table < state.packed.plan.tables.size(); ++table) {
+      const auto first_row = static_cast<std::uint32_t>(state.packed.plan.tables[table].first_row);
+      std::fill_n(index_.begin() + static_cast<std::ptrdiff_t>(table * kTile), kTile, first_row);
+    }
     for (std::size_t field = 0; field < users.columns.size(); ++field) {
       const detail::FieldPlan& plan = state.packed.plan.fields[field];
       const ScorerColumn& column = users.columns[field];

@@ -6,7 +6,8 @@
 //   load, zero, set (both types), store, pair (a pair of int16 in all lanes)
 //   add16 (saturating), max16, dot (sum of two products of int16, added to int32)
 //   to_float, to_int (rounding to even), pack16 (saturating, to memory)
-//   add, sub, mul, div, fma, max, min, round, exp2i (2 to the power of a whole number, at least -126), gather
+//   add, sub, mul, div, fma, max, round, exp2i (2 to the power of a whole number, at least -126), select_negative
+//   zip_low, zip_high (lanes of two vectors in turns, and those that did not fit)
 #pragma once
 
 #include "scorer/tile.h"
@@ -17,9 +18,11 @@ namespace {
 // Where a loop over an array is to be unrolled, the array is to be registers, which GCC must be told.
 
 /// kUsers users' sums over pairs of inputs for kWide vectors of outputs, handed to done(user, vector, sum).
-template <class Vector, std::size_t kUsers, std::size_t kWide, class Done>
-inline void multiply(const std::int16_t* inputs, std::size_t stride, const PackedLayer& layer, std::size_t first_output,
-                     std::size_t pairs, Done done) noexcept {
+template <class Vector, std::size_t kWide, class Done, class Meanwhile>
+inline void multiply(const PackedLayer& layer, const std::int16_t* inputs, std::size_t stride, std::size_t first_output,
+                     Done done, Meanwhile& meanwhile) noexcept {
+  constexpr std::size_t kUsers = Vector::kUsers;
+  const std::size_t pairs = layer.inputs / 2;
   typename Vector::I sums[kUsers][kWide];
 #pragma GCC unroll 8
   for (auto& of_user : sums) {
@@ -43,6 +46,7 @@ inline void multiply(const std::int16_t* inputs, std::size_t stride, const Packe
         sums[user][vector] = Vector::dot(sums[user][vector], row[vector], input);
       }
     }
+    meanwhile.step();
   }
 #pragma GCC unroll 8
   for (std::size_t user = 0; user < kUsers; ++user) {
@@ -53,21 +57,24 @@ inline void multiply(const std::int16_t* inputs, std::size_t stride, const Packe
   }
 }
 
-/// A layer for all users of a tile: done(user, output, scale * sum + bias) for each vector of outputs.
-template <class Vector, class Done>
-inline void apply(const PackedLayer& layer, const std::int16_t* inputs, std::size_t stride, Done done) noexcept {
-  constexpr std::size_t kUsers = Vector::kUsers;
-  const std::size_t pairs = layer.inputs / 2;
+struct Nothing {
+  void step() noexcept {}
+};
+
+/// A layer for kUsers users: done(user, output, scale * sum + bias) for each vector of outputs. meanwhile.step() is
+/// called for each pair of inputs.
+template <class Vector, class Done, class Meanwhile>
+inline void apply(const PackedLayer& layer, const std::int16_t* inputs, std::size_t stride, Done done,
+                  Meanwhile& meanwhile) noexcept {
   const auto chunk = [&]<std::size_t kWide>(std::size_t output) {
-    for (std::size_t user = 0; user < kTile; user += kUsers) {
-      multiply<Vector, kUsers, kWide>(
-          inputs + user * stride, stride, layer, output, pairs,
-          [&](std::size_t other, std::size_t vector, typename Vector::I sum) {
-            const std::size_t at = output + vector * Vector::kLanes;
-            done(user + other, at,
-                 Vector::fma(Vector::to_float(sum), Vector::load_f(layer.scale + at), Vector::load_f(layer.bias + at)));
-          });
-    }
+    multiply<Vector, kWide>(
+        layer, inputs, stride, output,
+        [&](std::size_t user, std::size_t vector, typename Vector::I sum) {
+          const std::size_t at = output + vector * Vector::kLanes;
+          done(user, at,
+               Vector::fma(Vector::to_float(sum), Vector::load_f(layer.scale + at), Vector::load_f(layer.bias + at)));
+        },
+        meanwhile);
   };
   std::size_t output = 0;
   for (; output + Vector::kWide * Vector::kLanes <= layer.outputs; output += Vector::kWide * Vector::kLanes) {
@@ -131,7 +138,7 @@ inline void pool_ids(const PackedModel& model, const PackedPool& pool, const Til
 
 template <class Vector>
 inline void pool(const PackedModel& model, const Tile& tile) noexcept {
-  const std::size_t stride = model.pooled.inputs;
+  const std::size_t stride = model.num_pools > 0 ? model.pooled->inputs : 0;
   for (std::size_t i = 0; i < model.num_pools; ++i) {
     std::int16_t* out = tile.pooled + i * model.pool_width;
     switch (tile.pools[i].width) {
@@ -145,58 +152,160 @@ inline void pool(const PackedModel& model, const Tile& tile) noexcept {
         pool_ids<Vector, std::uint32_t>(model, model.pools[i], tile.pools[i], out, stride, tile.wide);
     }
   }
-  apply<Vector>(model.pooled, tile.pooled, stride, [&](std::size_t user, std::size_t at, typename Vector::F value) {
-    Vector::pack16(tile.first + user * model.columns + at, Vector::to_int(value));
-  });
 }
 
-/// kCount registers of one user's first layer: the sum of its rows of the tables, from column `at` on.
+/// A part of the first layer: that of an expert, or of both gates, after the last expert's.
+struct Block {
+  std::size_t number;
+  std::size_t begin;
+  std::size_t columns;
+
+  Block(const PackedModel& model, std::size_t number_) noexcept
+      : number(number_),
+        begin(number_ * model.expert_columns),
+        columns(number_ < model.num_experts ? model.expert_columns : 2 * model.gate_columns) {}
+};
+
+/// Brings what is looked up next into L1, some rows a step of what is done meanwhile. There is no branch in it: GCC
+/// would take sums out of their registers for that.
+template <class Vector>
+class Ahead {
+ public:
+  /// 64 columns of the rows from the given one on.
+  Ahead(const std::int16_t* const* rows, std::size_t count, std::size_t column) noexcept
+      : rows_(rows), last_(rows + (count > 0 ? count - 1 : 0)), column_(column) {}
+
+  void step() noexcept {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < Vector::kAhead; ++i) {
+      __builtin_prefetch(*rows_ + column_);
+      __builtin_prefetch(*rows_ + column_ + kColumns);
+      rows_ += rows_ != last_ ? 1 : 0;
+    }
+  }
+
+ private:
+  const std::int16_t* const* rows_;
+  const std::int16_t* const* last_;
+  std::size_t column_;
+};
+
+template <class Vector>
+inline Ahead<Vector> rows_of(const PackedModel& model, const Tile& tile, std::size_t user,
+                             std::size_t column) noexcept {
+  return {tile.rows + user * model.num_tables, Vector::kUsers * model.num_tables, column};
+}
+
+/// kCount registers of kUsers users' first layer: the sums of their rows of the tables.
 template <class Vector, std::size_t kCount>
-inline void look_up(const PackedModel& model, const Tile& tile, std::size_t user, std::size_t at) noexcept {
-  typename Vector::I sums[kCount];
-  std::int16_t* out = tile.first + user * model.columns + at;
-  const std::int16_t* start = model.num_pools > 0 ? out : model.bias + at;
-  for (std::size_t i = 0; i < kCount; ++i) {
-    sums[i] = Vector::load_i(start + 2 * Vector::kLanes * i);
-  }
-  for (std::size_t table = 0; table < model.num_tables; ++table) {
-    const std::int16_t* row = model.tables[table] + std::size_t{tile.index[table * kTile + user]} * model.columns + at;
-    for (std::size_t i = 0; i < kCount; ++i) {
-      sums[i] = Vector::add16(sums[i], Vector::load_i(row + 2 * Vector::kLanes * i));
-    }
-  }
-  for (std::size_t i = 0; i < kCount; ++i) {
-    Vector::store_i(out + 2 * Vector::kLanes * i, Vector::max16(sums[i], Vector::zero_i()));
-  }
-}
-
-template <class Vector>
-inline void first_layer(const PackedModel& model, const Tile& tile) noexcept {
+inline void look_up(const PackedModel& model, const std::int16_t* const* rows, std::size_t column, std::int16_t* out,
+                    std::size_t stride) noexcept {
+  constexpr std::size_t kUsers = Vector::kUsers;
   constexpr std::size_t kSpan = 2 * Vector::kLanes;  // columns of a register
-  constexpr std::size_t kMany = Vector::kRegisters;
-  for (std::size_t user = 0; user < kTile; ++user) {
-    std::size_t at = 0;
-    for (; at + kMany * kSpan <= model.columns; at += kMany * kSpan) {
-      look_up<Vector, kMany>(model, tile, user, at);
+  typename Vector::I sums[kUsers][kCount];
+#pragma GCC unroll 8
+  for (std::size_t user = 0; user < kUsers; ++user) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kCount; ++i) {
+      sums[user][i] =
+          Vector::load_i(model.num_pools > 0 ? out + user * stride + kSpan * i : model.bias + column + kSpan * i);
     }
-    for (; at < model.columns; at += kSpan) {
-      look_up<Vector, 1>(model, tile, user, at);
+  }
+  for (std::size_t table = 0; table < model.num_tables; ++table, rows += kUsers) {
+#pragma GCC unroll 8
+    for (std::size_t user = 0; user < kUsers; ++user) {
+      const std::int16_t* row = rows[user] + column;
+#pragma GCC unroll 8
+      for (std::size_t i = 0; i < kCount; ++i) {
+        sums[user][i] = Vector::add16(sums[user][i], Vector::load_i(row + kSpan * i));
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (std::size_t user = 0; user < kUsers; ++user) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kCount; ++i) {
+      Vector::store_i(out + user * stride + kSpan * i, Vector::max16(sums[user][i], Vector::zero_i()));
     }
   }
 }
 
-/// Softmax of `count` of `lanes` logits of each user: `[kTile, lanes]` to `[count, kTile]`.
+/// A block of the first layer of kUsers users into tile.first.
 template <class Vector>
-inline void softmax(const float* logits, std::size_t lanes, std::size_t count, float* weights) noexcept {
+inline void first_layer(const PackedModel& model, const Tile& tile, const Block& block, std::size_t user) noexcept {
+  constexpr std::size_t kMany = Vector::kRegisters;
+  constexpr std::size_t kSpan = 2 * Vector::kLanes;
+  if (model.num_pools > 0) {
+    const PackedLayer& layer = model.pooled[block.number];
+    Nothing nothing;
+    apply<Vector>(
+        layer, tile.pooled + user * layer.inputs, layer.inputs,
+        [&](std::size_t other, std::size_t at, typename Vector::F value) {
+          Vector::pack16(tile.first + other * block.columns + at, Vector::to_int(value));
+        },
+        nothing);
+  }
+  const std::int16_t* const* rows = tile.rows + user * model.num_tables;
+  std::size_t at = 0;
+  for (; at + kMany * kSpan <= block.columns; at += kMany * kSpan) {
+    look_up<Vector, kMany>(model, rows, block.begin + at, tile.first + at, block.columns);
+  }
+  for (; at < block.columns; at += kSpan) {
+    look_up<Vector, 1>(model, rows, block.begin + at, tile.first + at, block.columns);
+  }
+}
+
+/// `[kLanes, lanes]` to `[kLanes, kTile]`: as many rows of zipping halves as turn a square around.
+template <class Vector>
+inline void transpose(const float* from, std::size_t lanes, float* to) noexcept {
+  constexpr std::size_t kLanes = Vector::kLanes;
+  typename Vector::F rows[kLanes];
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    rows[i] = Vector::load_f(from + i * lanes);
+  }
+#pragma GCC unroll 4
+  for (std::size_t round = 1; round < kLanes; round *= 2) {
+    typename Vector::F zipped[kLanes];
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kLanes / 2; ++i) {
+      zipped[2 * i] = Vector::zip_low(rows[i], rows[i + kLanes / 2]);
+      zipped[2 * i + 1] = Vector::zip_high(rows[i], rows[i + kLanes / 2]);
+    }
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < kLanes; ++i) {
+      rows[i] = zipped[i];
+    }
+  }
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    Vector::store_f(to + i * kTile, rows[i]);
+  }
+}
+
+/// `[kTile, lanes]` to `[lanes, kTile]`: users beside each other.
+template <class Vector>
+inline void transpose_outputs(const float* outputs, std::size_t lanes, float* to) noexcept {
   for (std::size_t user = 0; user < kTile; user += Vector::kLanes) {
-    auto most = Vector::gather(logits + user * lanes, lanes);
+    for (std::size_t lane = 0; lane < lanes; lane += Vector::kLanes) {
+      transpose<Vector>(outputs + user * lanes + lane, lanes, to + lane * kTile + user);
+    }
+  }
+}
+
+/// Of `count` logits of each user, `[count, kTile]`, in place.
+template <class Vector>
+inline void softmax(std::size_t count, float* weights) noexcept {
+  for (std::size_t user = 0; user < kTile; user += Vector::kLanes) {
+    auto most = Vector::load_f(weights + user);
     for (std::size_t i = 1; i < count; ++i) {
-      most = Vector::max(most, Vector::gather(logits + user * lanes + i, lanes));
+      most = Vector::max(most, Vector::load_f(weights + i * kTile + user));
     }
     auto sum = Vector::set_f(0);
     for (std::size_t i = 0; i < count; ++i) {
-      const auto e = exponential<Vector>(Vector::sub(Vector::gather(logits + user * lanes + i, lanes), most));
-      Vector::store_f(weights + i * kTile + user, e);
+      float* weight = weights + i * kTile + user;
+      const auto e = exponential<Vector>(Vector::sub(Vector::load_f(weight), most));
+      Vector::store_f(weight, e);
       sum = Vector::add(sum, e);
     }
     const auto share = Vector::div(Vector::set_f(1), sum);
@@ -208,57 +317,74 @@ inline void softmax(const float* logits, std::size_t lanes, std::size_t count, f
 }
 
 template <class Vector>
-inline void gate(const PackedModel& model, const PackedLayer& layer, const Tile& tile, std::size_t column,
-                 std::size_t count) noexcept {
-  apply<Vector>(layer, tile.first + column, model.columns,
-                [&](std::size_t user, std::size_t at, typename Vector::F value) {
-                  Vector::store_f(tile.gates + user * layer.outputs + at, value);
-                });
-  softmax<Vector>(tile.gates, layer.outputs, count, tile.weights);
+inline void gates(const PackedModel& model, const Tile& tile) noexcept {
+  const Block block(model, model.num_experts);
+  const std::size_t expert_lanes = model.expert_gate.outputs;
+  const std::size_t critic_lanes = model.critic_gate.outputs;
+  float* critic_outputs = tile.outputs + kTile * expert_lanes;
+  for (std::size_t user = 0; user < kTile; user += Vector::kUsers) {
+    first_layer<Vector>(model, tile, block, user);
+    const bool last = user + Vector::kUsers == kTile;
+    const auto gate = [&](const PackedLayer& layer, std::size_t column, float* outputs) {
+      auto ahead = last ? rows_of<Vector>(model, tile, 0, 0)
+                        : rows_of<Vector>(model, tile, user + Vector::kUsers, block.begin + column);
+      apply<Vector>(
+          layer, tile.first + column, block.columns,
+          [&](std::size_t other, std::size_t at, typename Vector::F value) {
+            Vector::store_f(outputs + (user + other) * layer.outputs + at, value);
+          },
+          ahead);
+    };
+    gate(model.expert_gate, 0, tile.outputs);
+    gate(model.critic_gate, model.gate_columns, critic_outputs);
+  }
+  transpose_outputs<Vector>(tile.outputs, expert_lanes, tile.expert_weights);
+  transpose_outputs<Vector>(critic_outputs, critic_lanes, tile.critic_weights);
+  softmax<Vector>(model.num_experts, tile.expert_weights);
+  softmax<Vector>(model.num_critics, tile.critic_weights);
 }
 
-/// The experts' deeper layers, mixed by the gate's weights.
+/// An expert's deeper layers for kUsers users, whose first layer is in tile.first, mixed by the gate's weights.
 template <class Vector>
-inline void mix(const PackedModel& model, const Tile& tile) noexcept {
+inline void expert(const PackedModel& model, const Tile& tile, std::size_t number, std::size_t user) noexcept {
   const auto zero = Vector::set_f(0);
-  for (std::size_t i = 0; i < kTile * model.mixed; i += Vector::kLanes) {
-    Vector::store_f(tile.mixed + i, zero);
-  }
-  const auto add = [&](std::size_t expert, std::size_t user, std::size_t at, typename Vector::F value) {
-    float* mixed = tile.mixed + user * model.mixed + at;
-    const auto weight = Vector::set_f(tile.weights[expert * kTile + user]);
-    Vector::store_f(mixed, Vector::fma(Vector::max(value, zero), weight, Vector::load_f(mixed)));
+  const auto add = [&](std::size_t other, std::size_t at, typename Vector::F value) {
+    float* mixed = tile.mixed + (user + other) * model.mixed + at;
+    const auto weight = Vector::set_f(tile.expert_weights[number * kTile + user + other]);
+    const auto before = number == 0 ? zero : Vector::load_f(mixed);
+    Vector::store_f(mixed, Vector::fma(Vector::max(value, zero), weight, before));
   };
-  for (std::size_t expert = 0; expert < model.num_experts; ++expert) {
-    const std::int16_t* inputs = tile.first + expert * model.expert_columns;
-    std::size_t stride = model.columns;
-    if (model.num_layers == 0) {
-      for (std::size_t user = 0; user < kTile; ++user) {
-        for (std::size_t at = 0; at < model.mixed; at += Vector::kLanes) {
-          const auto scale = Vector::load_f(model.first_scale + expert * model.expert_columns + at);
-          add(expert, user, at, Vector::mul(Vector::to_float(Vector::widen(inputs + user * stride + at)), scale));
-        }
+  const std::int16_t* inputs = tile.first;
+  std::size_t stride = model.expert_columns;
+  if (model.num_layers == 0) {
+    for (std::size_t other = 0; other < Vector::kUsers; ++other) {
+      for (std::size_t at = 0; at < model.mixed; at += Vector::kLanes) {
+        const auto scale = Vector::load_f(model.first_scale + number * stride + at);
+        add(other, at, Vector::mul(Vector::to_float(Vector::widen(inputs + other * stride + at)), scale));
       }
     }
-    for (std::size_t i = 0; i < model.num_layers; ++i) {
-      const PackedLayer& layer = model.layers[i * model.num_experts + expert];
-      if (i + 1 == model.num_layers) {
-        apply<Vector>(layer, inputs, stride, [&](std::size_t user, std::size_t at, typename Vector::F value) {
-          add(expert, user, at, value);
-        });
-        break;
-      }
-      std::int16_t* out = tile.between[i % 2];
-      apply<Vector>(layer, inputs, stride, [&](std::size_t user, std::size_t at, typename Vector::F value) {
-        Vector::pack16(out + user * layer.outputs + at, Vector::to_int(Vector::max(value, zero)));
-      });
-      inputs = out;
-      stride = layer.outputs;
-    }
+    return;
   }
+  for (std::size_t i = 0; i + 1 < model.num_layers; ++i) {
+    const PackedLayer& layer = model.layers[i * model.num_experts + number];
+    std::int16_t* out = tile.between[i % 2];
+    Nothing nothing;
+    apply<Vector>(
+        layer, inputs, stride,
+        [&](std::size_t other, std::size_t at, typename Vector::F value) {
+          Vector::pack16(out + other * layer.outputs + at, Vector::to_int(Vector::max(value, zero)));
+        },
+        nothing);
+    inputs = out;
+    stride = layer.outputs;
+  }
+  const PackedLayer& layer = model.layers[(model.num_layers - 1) * model.num_experts + number];
+  const bool last = user + Vector::kUsers == kTile;
+  auto ahead = rows_of<Vector>(model, tile, last ? 0 : user + Vector::kUsers, (number + last) * model.expert_columns);
+  apply<Vector>(layer, inputs, stride, add, ahead);
 }
 
-/// Critics, their gate and the wide term: probabilities.
+/// Critics and the wide term: probabilities.
 template <class Vector>
 inline void judge(const PackedModel& model, const Tile& tile) noexcept {
   constexpr std::size_t kUsers = 6;  // sums in registers, enough to hide the latency of fma
@@ -266,26 +392,30 @@ inline void judge(const PackedModel& model, const Tile& tile) noexcept {
   for (std::size_t user = 0; user < kTile; user += kUsers) {
     for (std::size_t at = 0; at < model.critic_lanes; at += Vector::kLanes) {
       typename Vector::F sums[kUsers];
+#pragma GCC unroll 8
       for (auto& sum : sums) {
         sum = Vector::load_f(model.critics_bias + at);
       }
       for (std::size_t i = 0; i < model.mixed; ++i) {
         const auto weight = Vector::load_f(model.critics_weight + i * model.critic_lanes + at);
+#pragma GCC unroll 8
         for (std::size_t j = 0; j < kUsers; ++j) {
           sums[j] = Vector::fma(Vector::set_f(tile.mixed[(user + j) * model.mixed + i]), weight, sums[j]);
         }
       }
+#pragma GCC unroll 8
       for (std::size_t j = 0; j < kUsers; ++j) {
-        Vector::store_f(tile.opinions + (user + j) * model.critic_lanes + at, sums[j]);
+        Vector::store_f(tile.outputs + (user + j) * model.critic_lanes + at, sums[j]);
       }
     }
   }
+  transpose_outputs<Vector>(tile.outputs, model.critic_lanes, tile.opinions);
   for (std::size_t user = 0; user < kTile; user += Vector::kLanes) {
     const auto wide = Vector::load_f(tile.wide + user);
     auto sum = Vector::set_f(0);
     for (std::size_t i = 0; i < model.num_critics; ++i) {
-      const auto opinion = Vector::gather(tile.opinions + user * model.critic_lanes + i, model.critic_lanes);
-      const auto weight = Vector::load_f(tile.weights + i * kTile + user);
+      const auto opinion = Vector::load_f(tile.opinions + i * kTile + user);
+      const auto weight = Vector::load_f(tile.critic_weights + i * kTile + user);
       sum = Vector::fma(sigmoid<Vector>(Vector::add(opinion, wide)), weight, sum);
     }
     Vector::store_f(tile.scores + user, Vector::mul(sum, Vector::set_f(model.critic_scale)));
@@ -294,22 +424,26 @@ inline void judge(const PackedModel& model, const Tile& tile) noexcept {
 
 template <class Vector>
 inline void score_tile(const PackedModel& model, const Tile& tile) noexcept {
-  static_assert(kTile % Vector::kUsers == 0 && kTile % Vector::kLanes == 0);
+  static_assert(kTile % Vector::kUsers == 0 && kTile % Vector::kLanes == 0 && Vector::kUsers <= kMostUsers);
   for (std::size_t user = 0; user < kTile; ++user) {
+    const std::size_t first = user / Vector::kUsers * Vector::kUsers;
+    const std::int16_t** rows = tile.rows + first * model.num_tables + (user - first);
     float sum = 0;
     for (std::size_t table = 0; table < model.num_tables; ++table) {
-      sum += model.wides[table][tile.index[table * kTile + user]];
+      const std::size_t index = tile.index[table * kTile + user];
+      sum += model.wides[index];
+      rows[table * Vector::kUsers] = model.rows + index * model.columns;
     }
     tile.wide[user] = sum;
   }
-  if (model.num_pools > 0) {
-    pool<Vector>(model, tile);
+  pool<Vector>(model, tile);
+  gates<Vector>(model, tile);
+  for (std::size_t number = 0; number < model.num_experts; ++number) {
+    for (std::size_t user = 0; user < kTile; user += Vector::kUsers) {
+      first_layer<Vector>(model, tile, Block(model, number), user);
+      expert<Vector>(model, tile, number, user);
+    }
   }
-  first_layer<Vector>(model, tile);
-  const std::size_t gates = std::size_t{model.num_experts} * model.expert_columns;
-  gate<Vector>(model, model.expert_gate, tile, gates, model.num_experts);
-  mix<Vector>(model, tile);
-  gate<Vector>(model, model.critic_gate, tile, gates + model.gate_columns, model.num_critics);
   judge<Vector>(model, tile);
 }
 
