@@ -243,8 +243,10 @@ void Packed::pack_tables(const ScorerModel& model, const Layout& layout,
                          const std::vector<std::vector<float>>& folded) {
   const std::size_t width = layout.place.size();
   const std::size_t columns = kernel.columns;
-  rows_.resize(plan.rows * columns);
+  rows_.resize(plan.rows * columns + kColumns);
   std::ranges::fill(rows_, std::int16_t{0});
+  const auto lines = reinterpret_cast<std::uintptr_t>(rows_.data()) / sizeof(std::int16_t);
+  std::int16_t* rows = rows_.data() + (kColumns - lines % kColumns) % kColumns;  // from a cache line on
   std::vector<float> wide(plan.rows, 0);
   std::vector<double> sum(width);
   std::size_t row = 0;
@@ -263,19 +265,19 @@ void Packed::pack_tables(const ScorerModel& model, const Layout& layout,
       }
       for (std::size_t j = 0; j < width; ++j) {
         const std::size_t place = layout.place[j];
-        rows_[row * columns + place] = static_cast<std::int16_t>(std::lround(sum[j] / step_[place]));
+        rows[row * columns + place] = static_cast<std::int16_t>(std::lround(sum[j] / step_[place]));
       }
     }
   }
-  kernel.rows = rows_.data();
+  kernel.rows = rows;
   table_bytes += rows_.size() * sizeof(std::int16_t) + wide.size() * sizeof(float);
-  kernel.wides = keep(std::move(wide));
+  kernel.wides = keep(wide);
   // Where there is a table, it is in the first one.
   std::vector<std::int16_t> bias(kernel.columns);
   for (std::size_t j = 0; j < width && kernel.num_tables == 0; ++j) {
     bias[layout.place[j]] = static_cast<std::int16_t>(std::lround(model.first_bias[j] / step_[layout.place[j]]));
   }
-  kernel.bias = keep(std::move(bias));
+  kernel.bias = keep(bias);
 }
 
 void Packed::pack_pools(const ScorerModel& model, const Layout& layout) {
@@ -313,9 +315,9 @@ void Packed::pack_pools(const ScorerModel& model, const Layout& layout) {
       }
     }
     table_bytes += (table.size() + wide.size()) * sizeof(float);
-    pools.push_back({keep(std::move(table)), keep(std::move(wide)), keep(std::move(quantum))});
+    pools.push_back({keep(table), keep(wide), keep(quantum)});
   }
-  kernel.pools = keep(std::move(pools));
+  kernel.pools = keep(pools);
   std::vector<PackedLayer> layers;
   for (std::size_t begin = 0; begin < kernel.columns;) {
     const std::size_t columns =
@@ -330,12 +332,11 @@ void Packed::pack_pools(const ScorerModel& model, const Layout& layout) {
     if (kernel.num_tables == 0) {
       std::copy_n(kernel.bias + begin, columns, bias.begin());
     }
-    layers.push_back({static_cast<std::uint32_t>(inputs), static_cast<std::uint32_t>(columns),
-                      keep(std::move(layer.weights)), keep(std::vector<float>(layer.scale.begin(), layer.scale.end())),
-                      keep(std::move(bias))});
+    layers.push_back({static_cast<std::uint32_t>(inputs), static_cast<std::uint32_t>(columns), keep(layer.weights),
+                      keep(std::vector<float>(layer.scale.begin(), layer.scale.end())), keep(bias)});
     begin += columns;
   }
-  kernel.pooled = keep(std::move(layers));
+  kernel.pooled = keep(layers);
 }
 
 }  // namespace lookalike::detail

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -62,10 +63,15 @@ class Packed {
   void pack_experts(const ScorerModel& model);
   void pack_critics(const ScorerModel& model);
 
+  /// A copy that begins on a cache line: a register of 64 bytes is then loaded from one.
   template <class T>
-  T* keep(std::vector<T>&& values) {
-    auto kept = std::make_shared<std::vector<T>>(std::move(values));
-    T* data = kept->data();
+  T* keep(const std::vector<T>& values) {
+    struct alignas(64) Line {
+      std::byte bytes[64];
+    };
+    auto kept = std::make_shared<std::vector<Line>>(padded(values.size() * sizeof(T), sizeof(Line)) / sizeof(Line));
+    T* data = reinterpret_cast<T*>(kept->data());
+    std::ranges::uninitialized_copy(values, std::span(data, values.size()));
     kept_.push_back(std::move(kept));
     return data;
   }
