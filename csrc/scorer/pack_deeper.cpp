@@ -87,11 +87,14 @@ void Packed::pack_experts(const ScorerModel& model) {
 }
 
 void Packed::pack_critics(const ScorerModel& model) {
-  kernel.critic_lanes = static_cast<std::uint32_t>(padded(model.num_critics, kLanes));
-  const std::vector<double> factors(model.hidden.back(), model.expert_scale);
-  kernel.critics_weight = keep(to_floats(spread(model.critics_weight, model.hidden.back(), model.num_critics,
-                                                kernel.mixed, kernel.critic_lanes, factors)));
-  kernel.critics_bias = keep(extended(model.critics_bias, kernel.critic_lanes));
+  std::vector<float> weights(std::size_t{model.num_critics} * kernel.mixed, 0);
+  for (std::size_t i = 0; i < model.hidden.back(); ++i) {
+    for (std::size_t critic = 0; critic < model.num_critics; ++critic) {
+      weights[critic * kernel.mixed + i] = model.critics_weight[i * model.num_critics + critic] * model.expert_scale;
+    }
+  }
+  kernel.critics_weight = keep(weights);
+  kernel.critics_bias = keep(extended(model.critics_bias, model.num_critics));
   kernel.critic_scale = model.critic_scale;
 }
 

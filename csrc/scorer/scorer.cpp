@@ -60,6 +60,12 @@ void check_ids(const ScorerColumn& column, std::size_t begin, std::size_t end, s
 template <class Id>
 void add_ids(const void* from, std::size_t begin, std::size_t count, std::uint32_t stride, std::uint32_t* index) {
   const Id* ids = static_cast<const Id*>(from) + begin;
+  if (stride == 1) {  // most fields, and the architecture's oldest processors multiply slowly
+    for (std::size_t i = 0; i < count; ++i) {
+      index[i] += ids[i];
+    }
+    return;
+  }
   for (std::size_t i = 0; i < count; ++i) {
     index[i] += ids[i] * stride;
   }
@@ -108,7 +114,6 @@ class Scorer::State::Room {
     tile_.outputs = make<float>(kTile * (expert + critic));
     tile_.expert_weights = make<float>(kTile * expert);
     tile_.critic_weights = make<float>(kTile * critic);
-    tile_.opinions = make<float>(kTile * model.critic_lanes);
     tile_.mixed = make<float>(kTile * model.mixed);
     tile_.wide = make<float>(kTile);
     tile_.scores = make<float>(kTile);

@@ -60,9 +60,8 @@ struct PackedModel {
   const float* first_scale;   // [experts * expert_columns]: units of the first layer, for a model without deeper ones
 
   std::uint32_t mixed;          // an expert's outputs, padded to kLanes
-  std::uint32_t critic_lanes;   // critics, padded to kLanes
-  const float* critics_weight;  // [mixed, critic_lanes], with expert_scale
-  const float* critics_bias;    // [critic_lanes]
+  const float* critics_weight;  // [critics, mixed], with expert_scale
+  const float* critics_bias;    // [critics]
   float critic_scale;
 };
 
@@ -82,10 +81,9 @@ struct Tile {
   std::int16_t* pooled;       // [kTile, inputs of the pooled layers]
   std::int16_t* first;        // [kMostUsers, columns of an expert or both gates]
   std::int16_t* between[2];   // [kMostUsers, widest layer between]
-  float* outputs;             // [kTile, lanes of both gates, or of the critics]
+  float* outputs;             // [kTile, lanes of both gates]
   float* expert_weights;      // [lanes of the gate, kTile]
   float* critic_weights;      // [lanes of the gate, kTile]
-  float* opinions;            // [critic_lanes, kTile]
   float* mixed;               // [kTile, mixed]
   float* wide;                // [kTile]
 

@@ -17,7 +17,7 @@ namespace {
 
 // Where a loop over an array is to be unrolled, the array is to be registers, which GCC must be told.
 
-/// kUsers users' sums over pairs of inputs for kWide vectors of outputs, handed to done(user, vector, sum).
+/// As apply, for kWide vectors of outputs. Sums stay in registers.
 template <class Vector, std::size_t kWide, class Done, class Meanwhile>
 inline void multiply(const PackedLayer& layer, const std::int16_t* inputs, std::size_t stride, std::size_t first_output,
                      Done done, Meanwhile& meanwhile) noexcept {
@@ -49,10 +49,13 @@ inline void multiply(const PackedLayer& layer, const std::int16_t* inputs, std::
     meanwhile.step();
   }
 #pragma GCC unroll 8
-  for (std::size_t user = 0; user < kUsers; ++user) {
+  for (std::size_t vector = 0; vector < kWide; ++vector) {
+    const std::size_t output = first_output + vector * Vector::kLanes;
+    const auto scale = Vector::load_f(layer.scale + output);
+    const auto bias = Vector::load_f(layer.bias + output);
 #pragma GCC unroll 8
-    for (std::size_t vector = 0; vector < kWide; ++vector) {
-      done(user, vector, sums[user][vector]);
+    for (std::size_t user = 0; user < kUsers; ++user) {
+      done(user, output, Vector::fma(Vector::to_float(sums[user][vector]), scale, bias));
     }
   }
 }
@@ -66,22 +69,12 @@ struct Nothing {
 template <class Vector, class Done, class Meanwhile>
 inline void apply(const PackedLayer& layer, const std::int16_t* inputs, std::size_t stride, Done done,
                   Meanwhile& meanwhile) noexcept {
-  const auto chunk = [&]<std::size_t kWide>(std::size_t output) {
-    multiply<Vector, kWide>(
-        layer, inputs, stride, output,
-        [&](std::size_t user, std::size_t vector, typename Vector::I sum) {
-          const std::size_t at = output + vector * Vector::kLanes;
-          done(user, at,
-               Vector::fma(Vector::to_float(sum), Vector::load_f(layer.scale + at), Vector::load_f(layer.bias + at)));
-        },
-        meanwhile);
-  };
   std::size_t output = 0;
   for (; output + Vector::kWide * Vector::kLanes <= layer.outputs; output += Vector::kWide * Vector::kLanes) {
-    chunk.template operator()<Vector::kWide>(output);
+    multiply<Vector, Vector::kWide>(layer, inputs, stride, output, done, meanwhile);
   }
   for (; output < layer.outputs; output += Vector::kLanes) {
-    chunk.template operator()<1>(output);
+    multiply<Vector, 1>(layer, inputs, stride, output, done, meanwhile);
   }
 }
 
@@ -384,41 +377,44 @@ inline void expert(const PackedModel& model, const Tile& tile, std::size_t numbe
   apply<Vector>(layer, inputs, stride, add, ahead);
 }
 
+/// The sum of each vector's lanes, the first vector's in the first lane: zipping halves, as transpose does, and adding.
+template <class Vector>
+inline typename Vector::F sums_of(typename Vector::F (&rows)[Vector::kLanes]) noexcept {
+#pragma GCC unroll 4
+  for (std::size_t half = Vector::kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < half; ++i) {
+      rows[i] = Vector::add(Vector::zip_low(rows[i], rows[i + half]), Vector::zip_high(rows[i], rows[i + half]));
+    }
+  }
+  return rows[0];
+}
+
 /// Critics and the wide term: probabilities.
 template <class Vector>
 inline void judge(const PackedModel& model, const Tile& tile) noexcept {
-  constexpr std::size_t kUsers = 6;  // sums in registers, enough to hide the latency of fma
-  static_assert(kTile % kUsers == 0);
-  for (std::size_t user = 0; user < kTile; user += kUsers) {
-    for (std::size_t at = 0; at < model.critic_lanes; at += Vector::kLanes) {
-      typename Vector::F sums[kUsers];
-#pragma GCC unroll 8
-      for (auto& sum : sums) {
-        sum = Vector::load_f(model.critics_bias + at);
+  constexpr std::size_t kLanes = Vector::kLanes;
+  for (std::size_t user = 0; user < kTile; user += kLanes) {
+    const auto wide = Vector::load_f(tile.wide + user);
+    auto score = Vector::set_f(0);
+    for (std::size_t critic = 0; critic < model.num_critics; ++critic) {
+      typename Vector::F rows[kLanes];
+#pragma GCC unroll 16
+      for (auto& row : rows) {
+        row = Vector::set_f(0);
       }
-      for (std::size_t i = 0; i < model.mixed; ++i) {
-        const auto weight = Vector::load_f(model.critics_weight + i * model.critic_lanes + at);
-#pragma GCC unroll 8
-        for (std::size_t j = 0; j < kUsers; ++j) {
-          sums[j] = Vector::fma(Vector::set_f(tile.mixed[(user + j) * model.mixed + i]), weight, sums[j]);
+      for (std::size_t at = 0; at < model.mixed; at += kLanes) {
+        const auto weights = Vector::load_f(model.critics_weight + critic * model.mixed + at);
+#pragma GCC unroll 16
+        for (std::size_t i = 0; i < kLanes; ++i) {
+          rows[i] = Vector::fma(Vector::load_f(tile.mixed + (user + i) * model.mixed + at), weights, rows[i]);
         }
       }
-#pragma GCC unroll 8
-      for (std::size_t j = 0; j < kUsers; ++j) {
-        Vector::store_f(tile.outputs + (user + j) * model.critic_lanes + at, sums[j]);
-      }
+      const auto opinion = Vector::add(sums_of<Vector>(rows), Vector::set_f(model.critics_bias[critic]));
+      const auto weight = Vector::load_f(tile.critic_weights + critic * kTile + user);
+      score = Vector::fma(sigmoid<Vector>(Vector::add(opinion, wide)), weight, score);
     }
-  }
-  transpose_outputs<Vector>(tile.outputs, model.critic_lanes, tile.opinions);
-  for (std::size_t user = 0; user < kTile; user += Vector::kLanes) {
-    const auto wide = Vector::load_f(tile.wide + user);
-    auto sum = Vector::set_f(0);
-    for (std::size_t i = 0; i < model.num_critics; ++i) {
-      const auto opinion = Vector::load_f(tile.opinions + i * kTile + user);
-      const auto weight = Vector::load_f(tile.critic_weights + i * kTile + user);
-      sum = Vector::fma(sigmoid<Vector>(Vector::add(opinion, wide)), weight, sum);
-    }
-    Vector::store_f(tile.scores + user, Vector::mul(sum, Vector::set_f(model.critic_scale)));
+    Vector::store_f(tile.scores + user, Vector::mul(score, Vector::set_f(model.critic_scale)));
   }
 }
 
