@@ -12,6 +12,7 @@
 
 namespace lookalike {
 
+using detail::kMostPadding;
 using detail::kMostUsers;
 using detail::kTile;
 using detail::Packed;
@@ -105,10 +106,12 @@ class Scorer::State::Room {
     }
     const std::size_t expert = model.expert_gate.outputs;
     const std::size_t critic = model.critic_gate.outputs;
-    tile_.rows = make<const std::int16_t*>(kTile * model.num_tables + 1);
+    tile_.rows = make<const std::int16_t*>(kTile * (std::size_t{model.num_tables} + kMostPadding));
     *tile_.rows = model.bias;  // something to prefetch where nothing is looked up
     tile_.pooled = make<std::int16_t>(model.num_pools > 0 ? kTile * std::size_t{model.pooled->inputs} : 0);
-    tile_.first = make<std::int16_t>(kMostUsers * std::max(model.expert_columns, 2 * model.gate_columns));
+    for (std::int16_t*& first : tile_.first) {
+      first = make<std::int16_t>(kMostUsers * std::max(model.expert_columns, 2 * model.gate_columns));
+    }
     tile_.between[0] = make<std::int16_t>(kMostUsers * between);
     tile_.between[1] = make<std::int16_t>(kMostUsers * between);
     tile_.outputs = make<float>(kTile * (expert + critic));

@@ -7,11 +7,17 @@
 
 namespace lookalike::detail {
 
-/// Users scored together: a multiple of 16 lanes, and of 6, 3 and 2 users whose sums fit in registers.
+/// Users scored together: a multiple of 16 lanes, and of 6, 4 and 2 users whose sums fit in registers.
 constexpr std::size_t kTile = 48;
 
 /// Users whose sums fit in registers, with the instruction set that has most.
 constexpr std::size_t kMostUsers = 6;
+
+/// An expert of so many inputs and outputs of its last layer is multiplied while the next users are looked up, if there
+/// are not too many tables for that: so many rows a pair of inputs, so that lists of rows are up to so much longer.
+constexpr std::size_t kBesideColumns = 64;
+constexpr std::size_t kMostBeside = 4;
+constexpr std::size_t kMostPadding = 4;
 
 /// Outputs are padded to whole vectors of the widest instruction set, and pairs of inputs to two of them.
 constexpr std::size_t kLanes = 16;
@@ -77,9 +83,9 @@ struct Tile {
   const TilePool* pools;       // [num_pools]
 
   // Room for the kernel, aligned to 64 bytes.
-  const std::int16_t** rows;  // [kTile / users at once, num_tables, users at once], and one
+  const std::int16_t** rows;  // [kTile, num_tables + kMostPadding]
   std::int16_t* pooled;       // [kTile, inputs of the pooled layers]
-  std::int16_t* first;        // [kMostUsers, columns of an expert or both gates]
+  std::int16_t* first[2];     // [kMostUsers, columns of an expert or both gates]
   std::int16_t* between[2];   // [kMostUsers, widest layer between]
   float* outputs;             // [kTile, lanes of both gates]
   float* expert_weights;      // [lanes of the gate, kTile]

@@ -9,10 +9,11 @@ namespace {
 
 struct Avx2 {
   static constexpr std::size_t kLanes = 8;
-  static constexpr std::size_t kUsers = 3;  // 3 x 4 sums, and a row of weights at a time: 14 of 16 registers
-  static constexpr std::size_t kWide = 4;
-  static constexpr std::size_t kRegisters = 4;  // of each user, for 64 columns at once
+  static constexpr std::size_t kUsers = 4;  // 4 x 2 sums, and what GCC needs beside them, of 16 registers
+  static constexpr std::size_t kWide = 2;
+  static constexpr std::size_t kRegisters = 2;  // of each user
   static constexpr std::size_t kAhead = 1;
+  static constexpr bool kLooksUpBeside = false;
   using I = __m256i;
   using F = __m256;
 

@@ -14,6 +14,7 @@ struct Avx512 {
   static constexpr std::size_t kWide = 4;
   static constexpr std::size_t kRegisters = 2;  // of each user, for 64 columns at once
   static constexpr std::size_t kAhead = 3;
+  static constexpr bool kLooksUpBeside = true;
   using I = __m512i;
   using F = __m512;
 

@@ -10,6 +10,7 @@ struct Scalar {
   static constexpr std::size_t kWide = 2;
   static constexpr std::size_t kRegisters = 4;
   static constexpr std::size_t kAhead = 0;
+  static constexpr bool kLooksUpBeside = false;
   static constexpr std::size_t kHalves = 2 * kLanes;
   struct I {
     std::int32_t lanes[kLanes];
