@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,14 @@ import torch
 
 from lookalike import _core
 from lookalike.config import ModelConfig, ScoringConfig
-from lookalike.errors import InternalError, InvalidInput, NotFound
+from lookalike.errors import DataCorrupted, InternalError, InvalidInput, NotFound
 from lookalike.model.metaheac import MetaHeac
 from lookalike.retrieval.topk import TopK
 from lookalike.schema import EncodedColumns, FeatureSchema, Field, FieldKind
 from lookalike.scoring import native
 from lookalike.scoring.bfloat16 import Bfloat16Engine
 from lookalike.scoring.compiled import TorchScriptEngine, compile_model, load_compiled
-from lookalike.scoring.engine import Engine, open_engine, resolve
+from lookalike.scoring.engine import Engine, is_exact, open_engine, resolve
 from lookalike.scoring.native import NativeEngine
 
 USERS = 3000
@@ -124,9 +125,71 @@ def test_engines_are_chosen_by_the_configuration(archive: Path) -> None:
     engines = {"native": NativeEngine, "torchscript": TorchScriptEngine, "bfloat16": Bfloat16Engine}
     for name, kind in engines.items():
         assert isinstance(open_engine(archive, resolve(ScoringConfig(engine=name, device="cpu"))), kind)  # type: ignore[arg-type]
+    assert resolve(ScoringConfig(device="cpu:0")).device == "cpu"
+    assert [is_exact(resolve(ScoringConfig(engine=e, device="cpu:0"))) for e in engines] == [False, True, False]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"engine": "fast"}, "scoring.engine"),
+        ({"device": "meta"}, "scoring.device"),
+        ({"device": "abacus"}, "scoring.device"),
+        ({"batch_size": -1}, "scoring.batch_size"),
+        ({"threads": -1}, "scoring.threads"),
+    ],
+)
+def test_what_cannot_score_is_refused_at_the_door(wrong: Any, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        resolve(ScoringConfig(**wrong))
+    assert caught.value.field == field
+
+
+def test_the_native_engine_is_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lookalike.scoring.engine.choose_device", lambda _: torch.device("cuda"))
     with pytest.raises(InvalidInput, match="set scoring.device=cpu") as caught:
-        resolve(ScoringConfig(engine="native", device="meta"))
+        resolve(ScoringConfig(engine="native"))
     assert caught.value.field == "scoring.engine"
+    assert resolve(ScoringConfig()).engine == "bfloat16"
+
+
+@pytest.mark.parametrize("kind", [NativeEngine, TorchScriptEngine, Bfloat16Engine])
+def test_multi_valued_fields_alone(kind: type[Engine], tmp_path: Path) -> None:
+    schema = FeatureSchema(tuple(f for f in USER_SCHEMA.fields if f.kind is FieldKind.MULTI))
+    compile_model(
+        MetaHeac(schema, CAMPAIGN_SCHEMA, ModelConfig()),
+        CAMPAIGN_SCHEMA.encode_features({}, where="features"),
+        tmp_path / "model.pt",
+        {},
+    )
+    everyone = users()
+    columns = EncodedColumns(USERS, {f.name: everyone.ids[f.name] for f in schema.fields}, everyone.offsets)
+    expected = TorchScriptEngine(tmp_path / "model.pt", ScoringConfig(device="cpu", threads=1)).score(columns)
+    scores = kind(tmp_path / "model.pt", ScoringConfig(device="cpu", threads=1)).score(columns)  # type: ignore[call-arg]
+    np.testing.assert_allclose(scores, expected, atol=2e-2)
+
+
+def test_a_model_compiled_by_an_earlier_version_is_said_to_be(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lookalike.scoring.compiled.FORMAT_VERSION", 3)
+    for kind in (NativeEngine, TorchScriptEngine, Bfloat16Engine):
+        with pytest.raises(DataCorrupted, match="format 2; this version reads 3: expand again"):
+            kind(archive, ScoringConfig(device="cpu"))
+
+
+def test_probabilities_near_one_stay_near_in_half_precision(tmp_path: Path) -> None:
+    """Where all critics are sure, what is off is the sum of their weights."""
+    torch.manual_seed(2)
+    model = MetaHeac(USER_SCHEMA, CAMPAIGN_SCHEMA, ModelConfig())
+    with torch.no_grad():
+        model.user_embedding.normal_(std=0.1)
+        model.critics.bias.fill_(9.0)
+    compile_model(model, CAMPAIGN_SCHEMA.encode_features({}, where="features"), tmp_path / "model.pt", {})
+    near = Bfloat16Engine(tmp_path / "model.pt", ScoringConfig(device="cpu", threads=1)).score(users())
+    exact = TorchScriptEngine(tmp_path / "model.pt", ScoringConfig(device="cpu", threads=1)).score(users())
+    assert exact.min() > 0.99
+    assert exact.max() <= 1
+    rest = 1 - exact.astype(np.float64)
+    assert np.max(np.abs(near - exact) - 2.0**-20) < 0.2 * rest.max()
 
 
 def test_a_diverged_model_is_the_models_fault(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

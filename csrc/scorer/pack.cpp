@@ -92,7 +92,7 @@ Plan make_plan(const std::vector<ScorerField>& fields, std::size_t columns, std:
     std::vector<std::size_t> fields;
   };
   std::vector<Group> groups;
-  Plan plan{std::vector<FieldPlan>(fields.size()), {}, {}};
+  Plan plan{std::vector<FieldPlan>(fields.size()), {}, {}, 0};
   std::vector<std::size_t> order(fields.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return fields[a].size < fields[b].size; });
@@ -125,7 +125,8 @@ Plan make_plan(const std::vector<ScorerField>& fields, std::size_t columns, std:
       plan.fields[field].stride = stride;
       stride *= fields[field].size;
     }
-    plan.tables.push_back(group.fields);
+    plan.tables.push_back({group.fields, plan.rows, group.rows});
+    plan.rows += group.rows;
   }
   return plan;
 }
@@ -241,24 +242,22 @@ void Packed::pack_first(const ScorerModel& model, const Layout& layout) {
 void Packed::pack_tables(const ScorerModel& model, const Layout& layout,
                          const std::vector<std::vector<float>>& folded) {
   const std::size_t width = layout.place.size();
-  std::vector<const std::int16_t*> rows;
-  std::vector<const float*> wides;
-  for (const auto& fields : plan.tables) {
-    std::size_t size = 1;
-    for (const std::size_t field : fields) {
-      size *= model.fields[field].size;
-    }
-    Buffer<std::int16_t> table(size * kernel.columns);
-    std::fill(table.begin(), table.end(), std::int16_t{0});
-    std::vector<float> wide(size);
-    std::vector<double> sum(width);
-    for (std::size_t row = 0; row < size; ++row) {
-      std::fill(sum.begin(), sum.end(), 0);
-      if (rows.empty()) {
-        std::copy(model.first_bias.begin(), model.first_bias.end(), sum.begin());
+  const std::size_t columns = kernel.columns;
+  rows_.resize(plan.rows * columns + kColumns);
+  std::ranges::fill(rows_, std::int16_t{0});
+  const auto lines = reinterpret_cast<std::uintptr_t>(rows_.data()) / sizeof(std::int16_t);
+  std::int16_t* rows = rows_.data() + (kColumns - lines % kColumns) % kColumns;  // from a cache line on
+  std::vector<float> wide(plan.rows, 0);
+  std::vector<double> sum(width);
+  std::size_t row = 0;
+  for (const Plan::Table& table : plan.tables) {
+    for (std::size_t i = 0; i < table.rows; ++i, ++row) {
+      std::ranges::fill(sum, 0);
+      if (table.first_row == 0) {
+        std::ranges::copy(model.first_bias, sum.begin());
       }
-      for (const std::size_t field : fields) {
-        const std::size_t id = row / plan.fields[field].stride % model.fields[field].size;
+      for (const std::size_t field : table.fields) {
+        const std::size_t id = i / plan.fields[field].stride % model.fields[field].size;
         for (std::size_t j = 0; j < width; ++j) {
           sum[j] += folded[field][id * width + j];
         }
@@ -266,22 +265,19 @@ void Packed::pack_tables(const ScorerModel& model, const Layout& layout,
       }
       for (std::size_t j = 0; j < width; ++j) {
         const std::size_t place = layout.place[j];
-        table[row * kernel.columns + place] = static_cast<std::int16_t>(std::lround(sum[j] / step_[place]));
+        rows[row * columns + place] = static_cast<std::int16_t>(std::lround(sum[j] / step_[place]));
       }
     }
-    rows.push_back(table.data());
-    table_bytes += table.size() * sizeof(std::int16_t) + wide.size() * sizeof(float);
-    tables_.push_back(std::move(table));
-    wides.push_back(keep(std::move(wide)));
   }
-  kernel.tables = keep(std::move(rows));
-  kernel.wides = keep(std::move(wides));
+  kernel.rows = rows;
+  table_bytes += rows_.size() * sizeof(std::int16_t) + wide.size() * sizeof(float);
+  kernel.wides = keep(wide);
   // Where there is a table, it is in the first one.
   std::vector<std::int16_t> bias(kernel.columns);
   for (std::size_t j = 0; j < width && kernel.num_tables == 0; ++j) {
     bias[layout.place[j]] = static_cast<std::int16_t>(std::lround(model.first_bias[j] / step_[layout.place[j]]));
   }
-  kernel.bias = keep(std::move(bias));
+  kernel.bias = keep(bias);
 }
 
 void Packed::pack_pools(const ScorerModel& model, const Layout& layout) {
@@ -319,17 +315,28 @@ void Packed::pack_pools(const ScorerModel& model, const Layout& layout) {
       }
     }
     table_bytes += (table.size() + wide.size()) * sizeof(float);
-    pools.push_back({keep(std::move(table)), keep(std::move(wide)), keep(std::move(quantum))});
+    pools.push_back({keep(table), keep(wide), keep(quantum)});
   }
-  kernel.pools = keep(std::move(pools));
-  QuantisedLayer layer = quantise(weights, inputs, kernel.columns, highest, true);
-  std::vector<float> bias(kernel.columns);
-  if (kernel.num_tables == 0) {
-    std::transform(kernel.bias, kernel.bias + kernel.columns, bias.begin(),
-                   [](auto b) { return static_cast<float>(b); });
+  kernel.pools = keep(pools);
+  std::vector<PackedLayer> layers;
+  for (std::size_t begin = 0; begin < kernel.columns;) {
+    const std::size_t columns =
+        layers.size() < model.num_experts ? kernel.expert_columns : 2 * std::size_t{kernel.gate_columns};
+    std::vector<double> part(inputs * columns);
+    for (std::size_t input = 0; input < inputs; ++input) {
+      std::copy_n(weights.begin() + static_cast<std::ptrdiff_t>(input * kernel.columns + begin), columns,
+                  part.begin() + static_cast<std::ptrdiff_t>(input * columns));
+    }
+    QuantisedLayer layer = quantise(part, inputs, columns, highest, true);
+    std::vector<float> bias(columns, 0);
+    if (kernel.num_tables == 0) {
+      std::copy_n(kernel.bias + begin, columns, bias.begin());
+    }
+    layers.push_back({static_cast<std::uint32_t>(inputs), static_cast<std::uint32_t>(columns), keep(layer.weights),
+                      keep(std::vector<float>(layer.scale.begin(), layer.scale.end())), keep(bias)});
+    begin += columns;
   }
-  kernel.pooled = {static_cast<std::uint32_t>(inputs), kernel.columns, keep(std::move(layer.weights)),
-                   keep(std::vector<float>(layer.scale.begin(), layer.scale.end())), keep(std::move(bias))};
+  kernel.pooled = keep(layers);
 }
 
 }  // namespace lookalike::detail

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -28,9 +29,15 @@ struct FieldPlan {
 };
 
 struct Plan {
+  struct Table {
+    std::vector<std::size_t> fields;
+    std::size_t first_row;  // counted through all tables
+    std::size_t rows;
+  };
   std::vector<FieldPlan> fields;
-  std::vector<std::vector<std::size_t>> tables;  // their fields
-  std::vector<std::size_t> pools;                // their fields
+  std::vector<Table> tables;
+  std::vector<std::size_t> pools;  // their fields
+  std::size_t rows = 0;            // of all tables
 };
 
 /// Small single-valued fields share tables, larger ones have their own as long as all fit in fold_bytes, others are
@@ -56,17 +63,22 @@ class Packed {
   void pack_experts(const ScorerModel& model);
   void pack_critics(const ScorerModel& model);
 
+  /// A copy that begins on a cache line: a register of 64 bytes is then loaded from one.
   template <class T>
-  T* keep(std::vector<T>&& values) {
-    auto kept = std::make_shared<std::vector<T>>(std::move(values));
-    T* data = kept->data();
+  T* keep(const std::vector<T>& values) {
+    struct alignas(64) Line {
+      std::byte bytes[64];
+    };
+    auto kept = std::make_shared<std::vector<Line>>(padded(values.size() * sizeof(T), sizeof(Line)) / sizeof(Line));
+    T* data = reinterpret_cast<T*>(kept->data());
+    std::ranges::uninitialized_copy(values, std::span(data, values.size()));
     kept_.push_back(std::move(kept));
     return data;
   }
 
   std::vector<double> step_;     // of the first layer's columns: the value of 1
   std::vector<double> highest_;  // what a column's number can be at most, after the rectifier
-  std::vector<Buffer<std::int16_t>> tables_;
+  Buffer<std::int16_t> rows_;    // of all tables, in huge pages where there are many
   std::vector<std::shared_ptr<const void>> kept_;
 };
 

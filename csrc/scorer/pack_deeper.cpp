@@ -40,8 +40,8 @@ void Packed::pack_experts(const ScorerModel& model) {
     QuantisedLayer layer =
         quantise(spread(weight, model.gate_hidden, bias.size(), inputs, lanes, step.subspan(column, inputs)), inputs,
                  lanes, highest.subspan(column, inputs), false);
-    return PackedLayer{static_cast<std::uint32_t>(inputs), static_cast<std::uint32_t>(lanes),
-                       keep(std::move(layer.weights)), keep(to_floats(layer.scale)), keep(extended(bias, lanes))};
+    return PackedLayer{static_cast<std::uint32_t>(inputs), static_cast<std::uint32_t>(lanes), keep(layer.weights),
+                       keep(to_floats(layer.scale)), keep(extended(bias, lanes))};
   };
   const std::size_t gates = std::size_t{model.num_experts} * kernel.expert_columns;
   kernel.expert_gate = gate_layer(gates, model.expert_gate_weight, model.expert_gate_bias);
@@ -80,19 +80,21 @@ void Packed::pack_experts(const ScorerModel& model) {
         shift[j] = static_cast<float>(bias[j] / worth[j]);
       }
       layers[i * model.num_experts + expert] = {static_cast<std::uint32_t>(inputs), static_cast<std::uint32_t>(outputs),
-                                                keep(std::move(layer.weights)), keep(std::move(scale)),
-                                                keep(std::move(shift))};
+                                                keep(layer.weights), keep(scale), keep(shift)};
     }
   }
-  kernel.layers = keep(std::move(layers));
+  kernel.layers = keep(layers);
 }
 
 void Packed::pack_critics(const ScorerModel& model) {
-  kernel.critic_lanes = static_cast<std::uint32_t>(padded(model.num_critics, kLanes));
-  const std::vector<double> factors(model.hidden.back(), model.expert_scale);
-  kernel.critics_weight = keep(to_floats(spread(model.critics_weight, model.hidden.back(), model.num_critics,
-                                                kernel.mixed, kernel.critic_lanes, factors)));
-  kernel.critics_bias = keep(extended(model.critics_bias, kernel.critic_lanes));
+  std::vector<float> weights(std::size_t{model.num_critics} * kernel.mixed, 0);
+  for (std::size_t i = 0; i < model.hidden.back(); ++i) {
+    for (std::size_t critic = 0; critic < model.num_critics; ++critic) {
+      weights[critic * kernel.mixed + i] = model.critics_weight[i * model.num_critics + critic] * model.expert_scale;
+    }
+  }
+  kernel.critics_weight = keep(weights);
+  kernel.critics_bias = keep(extended(model.critics_bias, model.num_critics));
   kernel.critic_scale = model.critic_scale;
 }
 

@@ -12,6 +12,8 @@
 
 namespace lookalike {
 
+using detail::kMostPadding;
+using detail::kMostUsers;
 using detail::kTile;
 using detail::Packed;
 using detail::Tile;
@@ -59,6 +61,12 @@ void check_ids(const ScorerColumn& column, std::size_t begin, std::size_t end, s
 template <class Id>
 void add_ids(const void* from, std::size_t begin, std::size_t count, std::uint32_t stride, std::uint32_t* index) {
   const Id* ids = static_cast<const Id*>(from) + begin;
+  if (stride == 1) {  // most fields, and the architecture's oldest processors multiply slowly
+    for (std::size_t i = 0; i < count; ++i) {
+      index[i] += ids[i];
+    }
+    return;
+  }
   for (std::size_t i = 0; i < count; ++i) {
     index[i] += ids[i] * stride;
   }
@@ -96,15 +104,20 @@ class Scorer::State::Room {
     for (std::size_t i = 0; i < std::size_t{model.num_layers} * model.num_experts; ++i) {
       between = std::max<std::size_t>(between, model.layers[i].outputs);
     }
-    const std::size_t gate = std::max(model.expert_gate.outputs, model.critic_gate.outputs);
-    tile_.first = make<std::int16_t>(kTile * model.columns);
-    tile_.pooled = make<std::int16_t>(kTile * std::size_t{model.pooled.inputs});
-    tile_.between[0] = make<std::int16_t>(kTile * between);
-    tile_.between[1] = make<std::int16_t>(kTile * between);
-    tile_.gates = make<float>(kTile * gate);
-    tile_.weights = make<float>(kTile * gate);
+    const std::size_t expert = model.expert_gate.outputs;
+    const std::size_t critic = model.critic_gate.outputs;
+    tile_.rows = make<const std::int16_t*>(kTile * (std::size_t{model.num_tables} + kMostPadding));
+    *tile_.rows = model.bias;  // something to prefetch where nothing is looked up
+    tile_.pooled = make<std::int16_t>(model.num_pools > 0 ? kTile * std::size_t{model.pooled->inputs} : 0);
+    for (std::int16_t*& first : tile_.first) {
+      first = make<std::int16_t>(kMostUsers * std::max(model.expert_columns, 2 * model.gate_columns));
+    }
+    tile_.between[0] = make<std::int16_t>(kMostUsers * between);
+    tile_.between[1] = make<std::int16_t>(kMostUsers * between);
+    tile_.outputs = make<float>(kTile * (expert + critic));
+    tile_.expert_weights = make<float>(kTile * expert);
+    tile_.critic_weights = make<float>(kTile * critic);
     tile_.mixed = make<float>(kTile * model.mixed);
-    tile_.opinions = make<float>(kTile * model.critic_lanes);
     tile_.wide = make<float>(kTile);
     tile_.scores = make<float>(kTile);
     tile_.index = index_.data();
@@ -114,7 +127,10 @@ class Scorer::State::Room {
   Room& operator=(const Room&) = delete;
 
   const Tile& fill(const State& state, const ScorerUsers& users, std::size_t begin, std::size_t count) {
-    std::ranges::fill(index_, 0);
+    for (std::size_t table = 0; table < state.packed.plan.tables.size(); ++table) {
+      const auto first_row = static_cast<std::uint32_t>(state.packed.plan.tables[table].first_row);
+      std::fill_n(index_.begin() + static_cast<std::ptrdiff_t>(table * kTile), kTile, first_row);
+    }
     for (std::size_t field = 0; field < users.columns.size(); ++field) {
       const detail::FieldPlan& plan = state.packed.plan.fields[field];
       const ScorerColumn& column = users.columns[field];

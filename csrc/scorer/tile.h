@@ -7,8 +7,17 @@
 
 namespace lookalike::detail {
 
-/// Users scored together: a multiple of 16 lanes, and of 6, 3 and 2 users whose sums fit in registers.
+/// Users scored together: a multiple of 16 lanes, and of 6, 4 and 2 users whose sums fit in registers.
 constexpr std::size_t kTile = 48;
+
+/// Users whose sums fit in registers, with the instruction set that has most.
+constexpr std::size_t kMostUsers = 6;
+
+/// An expert of so many inputs and outputs of its last layer is multiplied while the next users are looked up, if there
+/// are not too many tables for that: so many rows a pair of inputs, so that lists of rows are up to so much longer.
+constexpr std::size_t kBesideColumns = 64;
+constexpr std::size_t kMostBeside = 4;
+constexpr std::size_t kMostPadding = 4;
 
 /// Outputs are padded to whole vectors of the widest instruction set, and pairs of inputs to two of them.
 constexpr std::size_t kLanes = 16;
@@ -38,14 +47,16 @@ struct PackedModel {
   std::uint32_t num_critics;
 
   std::uint32_t num_tables;
-  const std::int16_t* const* tables;  // [size, columns] each; the first holds the bias
-  const float* const* wides;          // [size] each
-  const std::int16_t* bias;           // [columns], for a model without tables
+  const std::int16_t* rows;  // [rows of all tables, columns]; the first table's hold the bias
+  const float* wides;        // [rows of all tables]
+  const std::int16_t* bias;  // [columns], for a model without tables
 
   std::uint32_t num_pools;
   std::uint32_t pool_width;  // of an embedding, padded to kLanes
   const PackedPool* pools;
-  PackedLayer pooled;  // [num_pools * pool_width, padded] to [columns]; the scale gives units of the first layer
+  // What they add to each expert's columns, and to the gates': [num_experts + 1] layers of [num_pools * pool_width,
+  // padded] inputs. The scale gives units of the first layer.
+  const PackedLayer* pooled;
 
   PackedLayer expert_gate;  // outputs beyond the experts mean nothing
   PackedLayer critic_gate;
@@ -55,9 +66,8 @@ struct PackedModel {
   const float* first_scale;   // [experts * expert_columns]: units of the first layer, for a model without deeper ones
 
   std::uint32_t mixed;          // an expert's outputs, padded to kLanes
-  std::uint32_t critic_lanes;   // critics, padded to kLanes
-  const float* critics_weight;  // [mixed, critic_lanes], with expert_scale
-  const float* critics_bias;    // [critic_lanes]
+  const float* critics_weight;  // [critics, mixed], with expert_scale
+  const float* critics_bias;    // [critics]
   float critic_scale;
 };
 
@@ -69,18 +79,19 @@ struct TilePool {
 };
 
 struct Tile {
-  const std::uint32_t* index;  // [num_tables, kTile]: rows of the tables
+  const std::uint32_t* index;  // [num_tables, kTile]: rows, counted through all tables
   const TilePool* pools;       // [num_pools]
 
   // Room for the kernel, aligned to 64 bytes.
-  std::int16_t* first;       // [kTile, columns]
-  std::int16_t* pooled;      // [kTile, pooled.inputs]
-  std::int16_t* between[2];  // [kTile, widest layer between]
-  float* gates;              // [2, kTile, lanes of the wider gate]
-  float* weights;            // [lanes of the wider gate, kTile]
-  float* mixed;              // [kTile, mixed]
-  float* opinions;           // [kTile, critic_lanes]
-  float* wide;               // [kTile]
+  const std::int16_t** rows;  // [kTile, num_tables + kMostPadding]
+  std::int16_t* pooled;       // [kTile, inputs of the pooled layers]
+  std::int16_t* first[2];     // [kMostUsers, columns of an expert or both gates]
+  std::int16_t* between[2];   // [kMostUsers, widest layer between]
+  float* outputs;             // [kTile, lanes of both gates]
+  float* expert_weights;      // [lanes of the gate, kTile]
+  float* critic_weights;      // [lanes of the gate, kTile]
+  float* mixed;               // [kTile, mixed]
+  float* wide;                // [kTile]
 
   float* scores;  // [kTile]
 };

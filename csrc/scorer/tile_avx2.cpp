@@ -9,9 +9,11 @@ namespace {
 
 struct Avx2 {
   static constexpr std::size_t kLanes = 8;
-  static constexpr std::size_t kUsers = 3;  // 3 x 4 sums, and a row of weights at a time: 14 of 16 registers
-  static constexpr std::size_t kWide = 4;
-  static constexpr std::size_t kRegisters = 7;  // four of n = m = 5
+  static constexpr std::size_t kUsers = 4;  // 4 x 2 sums, and what GCC needs beside them, of 16 registers
+  static constexpr std::size_t kWide = 2;
+  static constexpr std::size_t kRegisters = 2;  // of each user
+  static constexpr std::size_t kAhead = 1;
+  static constexpr bool kLooksUpBeside = false;
   using I = __m256i;
   using F = __m256;
 
@@ -57,9 +59,11 @@ struct Avx2 {
   static F select_negative(F x, F a, F b) noexcept {
     return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
   }
-  static F gather(const float* from, std::size_t stride) noexcept {
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_i32gather_ps(from, _mm256_mullo_epi32(lane, _mm256_set1_epi32(static_cast<int>(stride))), 4);
+  static F zip_low(F a, F b) noexcept {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+  }
+  static F zip_high(F a, F b) noexcept {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
   }
 };
 

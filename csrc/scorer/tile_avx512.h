@@ -12,7 +12,9 @@ struct Avx512 {
   static constexpr std::size_t kLanes = 16;
   static constexpr std::size_t kUsers = 6;  // 6 x 4 sums and 4 rows of weights: 28 of 32 registers
   static constexpr std::size_t kWide = 4;
-  static constexpr std::size_t kRegisters = 14;  // two of n = m = 5, and their loads
+  static constexpr std::size_t kRegisters = 2;  // of each user, for 64 columns at once
+  static constexpr std::size_t kAhead = 3;
+  static constexpr bool kLooksUpBeside = true;
   using I = __m512i;
   using F = __m512;
 
@@ -28,7 +30,9 @@ struct Avx512 {
   static I max16(I a, I b) noexcept { return _mm512_max_epi16(a, b); }
   static I dot(I sum, I a, I b) noexcept {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpwssd_epi32(sum, a, b);
+    // GCC 12 copies sums around the intrinsic, and many to memory.
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
 #else
     return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
 #endif
@@ -56,10 +60,13 @@ struct Avx512 {
   static F select_negative(F x, F a, F b) noexcept {
     return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), a);
   }
-  /// from[0], from[stride], ...
-  static F gather(const float* from, std::size_t stride) noexcept {
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(stride))), from, 4);
+  static F zip_low(F a, F b) noexcept {
+    const I lanes = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return _mm512_permutex2var_ps(a, lanes, b);
+  }
+  static F zip_high(F a, F b) noexcept {
+    const I lanes = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return _mm512_permutex2var_ps(a, lanes, b);
   }
 };
 

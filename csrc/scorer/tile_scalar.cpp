@@ -9,6 +9,8 @@ struct Scalar {
   static constexpr std::size_t kUsers = 2;
   static constexpr std::size_t kWide = 2;
   static constexpr std::size_t kRegisters = 4;
+  static constexpr std::size_t kAhead = 0;
+  static constexpr bool kLooksUpBeside = false;
   static constexpr std::size_t kHalves = 2 * kLanes;
   struct I {
     std::int32_t lanes[kLanes];
@@ -119,8 +121,11 @@ struct Scalar {
   static F select_negative(const F& x, const F& a, const F& b) noexcept {
     return made<F>([&](std::size_t i) { return x.lanes[i] < 0 ? a.lanes[i] : b.lanes[i]; });
   }
-  static F gather(const float* from, std::size_t stride) noexcept {
-    return made<F>([&](std::size_t i) { return from[i * stride]; });
+  static F zip_low(const F& a, const F& b) noexcept {
+    return made<F>([&](std::size_t i) { return (i % 2 == 0 ? a : b).lanes[i / 2]; });
+  }
+  static F zip_high(const F& a, const F& b) noexcept {
+    return made<F>([&](std::size_t i) { return (i % 2 == 0 ? a : b).lanes[(kLanes + i) / 2]; });
   }
 };
 

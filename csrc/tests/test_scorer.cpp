@@ -195,6 +195,11 @@ double reference(const ScorerModel& m, const RandomUsers& users, std::size_t use
 const std::vector<ScorerField> kMixed = {{false, 3}, {true, 40}, {false, 300}, {false, 5}, {true, 9}, {false, 2000}};
 const std::vector<ScorerField> kLarge = {{false, 3}, {true, 66000}, {false, 70000}};  // ids of four bytes
 
+std::vector<ScorerField> with_list(std::vector<ScorerField> fields) {
+  fields.push_back({true, 12});
+  return fields;
+}
+
 std::vector<Shape> shapes() {
   return {
       {.fields = {{false, 4}, {false, 7}, {false, 100}, {false, 1000}}},
@@ -202,6 +207,11 @@ std::vector<Shape> shapes() {
       {.fields = {{true, 50}, {true, 600}}, .wide = false},
       {.fields = kLarge, .dim = 5, .experts = 1, .critics = 1, .gate = 7, .hidden = {9}},
       {.fields = kMixed, .dim = 20, .experts = 3, .critics = 18, .gate = 33, .hidden = {40, 100, 17}},
+      // Tables enough to look up two, three and four rows beside a pair of inputs, and too many.
+      {.fields = std::vector<ScorerField>(8, {false, 30}), .dim = 3, .experts = 2, .hidden = {64, 64, 64}},
+      {.fields = std::vector<ScorerField>(13, {false, 30}), .dim = 3, .experts = 2},
+      {.fields = with_list(std::vector<ScorerField>(18, {false, 30})), .dim = 3, .experts = 2},
+      {.fields = std::vector<ScorerField>(21, {false, 30}), .dim = 3, .experts = 2},
       {.fields = {{false, 2}}, .dim = 1, .experts = 17, .critics = 2, .gate = 1, .hidden = {1, 1, 1, 1}},
   };
 }

@@ -100,7 +100,7 @@ def rescore(
         cancelled: asked before every batch.
 
     Raises:
-        Cancelled: `cancelled()` turned true. InternalError: the model gives NaN, or the engine not the same twice.
+        Cancelled: `cancelled()` turned true. InternalError: the model gives NaN.
     """
     found, near = top.finish(sorted=True, threads=threads)
     rows = found.astype(np.int64)
@@ -192,10 +192,10 @@ def _among_all(
             again.done += stop - start - len(asked)
         if again.epsilon <= epsilon:  # else some may have been passed over who could have reached it
             break
-    chosen = Selection.of(top, threads)
-    if np.isneginf(chosen.scores).any():
-        raise InternalError(f"the engine {engine.name} does not give the same scores twice")
-    return replace(chosen, users_rescored=again.users, epsilon=epsilon, largest_error=again.largest_error)
+    # None of them is -inf: at least k are known.
+    return replace(
+        Selection.of(top, threads), users_rescored=again.users, epsilon=epsilon, largest_error=again.largest_error
+    )
 
 
 class _Again:

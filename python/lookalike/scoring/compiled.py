@@ -119,12 +119,12 @@ class CompiledMetaHeac(nn.Module):
         hidden = x[:, :split].view(rows, self.num_experts, self.expert_width).transpose(0, 1)  # [n, rows, h]
         for weight, bias in zip(self.deeper_weights, self.deeper_biases):  # noqa: B905  TorchScript knows no strict
             hidden = torch.baddbmm(bias, hidden, weight).relu()
-        expert_gate = torch.addmm(
-            self.expert_gate_bias, x[:, split : split + self.gate_width], self.expert_gate_weight
-        )[:, : self.num_experts]
-        critic_gate = torch.addmm(self.critic_gate_bias, x[:, split + self.gate_width :], self.critic_gate_weight)[
-            :, : self.num_critics
-        ].softmax(1)  # [rows, m]
+        gates = x[:, split : split + self.gate_width], x[:, split + self.gate_width :]
+        expert_gate = torch.addmm(self.expert_gate_bias, gates[0], self.expert_gate_weight)[:, : self.num_experts]
+        critic_gate = torch.addmm(self.critic_gate_bias, gates[1], self.critic_gate_weight)[:, : self.num_critics]
+        # In float32 whatever the model's type: weights that do not sum to 1 would be far off where p is near 1.
+        expert_gate = expert_gate.float().softmax(1).to(hidden.dtype)  # [rows, n]
+        critic_gate = critic_gate.float().softmax(1)  # [rows, m]
         mixed = (hidden * expert_gate.t().unsqueeze(2)).sum(0) * self.expert_scale  # [rows, h]
         opinions = torch.addmm(self.critics_bias, mixed, self.critics_weight)[:, : self.num_critics] + wide  # [rows, m]
         # In double precision, where the last digits differ between vectors and what is left of them, and are cut off.
