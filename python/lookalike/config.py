@@ -94,12 +94,12 @@ class AdaptationConfig:
 class ScoringConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    # The C++ scorer, on a CPU (native), TorchScript in float32, or in half precision, for GPUs (bfloat16); auto is native
-    # on a CPU, bfloat16 on a GPU. What is best is scored again by TorchScript in float32 on the CPU, so the audience
-    # does not depend on the choice.
+    # The C++ scorer, on a CPU (native), TorchScript in float32, or in half precision, for GPUs (bfloat16); auto is
+    # native on a CPU, bfloat16 on a GPU. What is best is scored again by TorchScript in float32 on the CPU, so the
+    # audience does not depend on the choice.
     engine: Literal["auto", "native", "torchscript", "bfloat16"] = "auto"
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
-    # Users a batch; 0: 262,144, but 8,192 for what torch scores on a CPU (stays in L2).
+    # Users a batch; 0: 524,288, but 8,192 for what torch scores on a CPU (stays in L2).
     batch_size: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0  # of the CPU, for adapting too; 0: all the process may use
 

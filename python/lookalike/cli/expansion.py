@@ -124,7 +124,7 @@ def verify(
             sample_users=sample,
             random_seed=random_seed,
             threads=settings.scoring.threads,
-            progress=lambda done, total: report("blocks", done, total, ""),
+            progress=lambda done, total: report("users", done, total, ""),
         )
     if as_json:
         display.print_json({"passed": verification.passed, **asdict(verification)})

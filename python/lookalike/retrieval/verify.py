@@ -24,7 +24,7 @@ from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience, ids_digest
 from lookalike.retrieval.eligibility import Skipped, skipped
 from lookalike.retrieval.receipt import AUDIENCE_NAME, MODEL_NAME
-from lookalike.scoring.compiled import TorchScriptEngine
+from lookalike.scoring.compiled import CPU_BATCH, TorchScriptEngine
 
 # Another machine's instruction set sums in another order; a probability moves by less than this share of itself.
 TOLERANCE = 1e-4
@@ -89,9 +89,10 @@ def verify(
     engine = TorchScriptEngine(audience / MODEL_NAME, ScoringConfig(device="cpu", threads=threads))
     seeds = users.find(opened.seeds())
     checks += [*_order(members, rows, scores), *_counts(opened, users, rows, scores, seeds)]
+    checks += _account(opened)
     skip = _skipped(opened, users, seeds, engine.threads)
     checks += _eligibility(opened, users, rows, skip)
-    sample = _Sample(users, engine, rows, scores, skip.bitmap)
+    sample = _Sample(users, engine, rows, scores, skip.bitmap, receipt.ties_at_cutoff)
     checks += sample.run(sample_users, random_seed, progress)
     return Verification(tuple(checks), sample.users, sample.largest)
 
@@ -146,6 +147,23 @@ def _counts(
     yield Check("no seed is a member", inside == 0, f"{inside} seeds" if not receipt.include_seeds else "seeds let in")
 
 
+def _account(audience: Audience) -> Iterator[Check]:
+    receipt = audience.receipt
+    again = receipt.rescoring
+    exact = receipt.engine == TorchScriptEngine.name and receipt.device == "cpu"
+    yield Check(
+        "an engine that rounds was followed by one that does not",
+        (again is None) == exact,
+        receipt.engine if again is None else f"{receipt.engine}, {again.users} users",
+    )
+    if again is not None:
+        yield Check(
+            "all members were scored again, by a margin wide enough",
+            again.users >= receipt.k and again.epsilon >= 2 * again.largest_error,
+            f"epsilon {again.epsilon:.2g}, largest error {again.largest_error:.2g}",
+        )
+
+
 def _skipped(audience: Audience, pool: Pool, seeds: npt.NDArray[np.int64], threads: int) -> Skipped:
     """Who was not to be chosen, found again from the recorded seeds, exclusions and filter."""
     receipt = audience.receipt
@@ -194,6 +212,7 @@ class _Sample:
         rows: npt.NDArray[np.int64],
         scores: npt.NDArray[np.float32],
         skip: Bitmap,
+        ties: int,
     ) -> None:
         self.pool = pool
         self.engine = engine
@@ -205,26 +224,31 @@ class _Sample:
         self.largest = 0.0
         self.missing = 0
         self.wrong = 0
+        self.ties = ties
+        self.tied = 0
 
     def run(self, sample_users: int, seed: int, progress: Callable[[int, int], None] | None) -> list[Check]:
         rng = np.random.default_rng(seed)
         blocks = -(-self.pool.num_users // BLOCK)
-        count = min(blocks, max(1, -(-sample_users // BLOCK)))
-        chosen = set(rng.choice(blocks, count, replace=False).tolist())
+        chosen = set(rng.choice(blocks, min(blocks, max(1, -(-sample_users // BLOCK))), replace=False).tolist())
         if self.last[1] >= 0:
             chosen.add(self.last[1] // BLOCK)
+        members = rng.choice(len(self.rows), min(len(self.rows), sample_users), replace=False)
+        members = np.sort(members[self.rows[members] >= 0])
+        total = len(chosen) * BLOCK + len(members)
+        for start in range(0, len(members), CPU_BATCH):
+            some = members[start : start + CPU_BATCH]
+            self._compare(self.engine.score(self.pool.take(self.rows[some])), self.scores[some])
+            if progress is not None:
+                progress(start + len(some), total)
         again = {}
         for done, block in enumerate(sorted(chosen), 1):
             start = block * BLOCK
             again[start] = self.engine.score(self.pool.read(start, min(start + BLOCK, self.pool.num_users)))
+            inside, recorded = self._members(start, len(again[start]))
+            self._compare(again[start][inside], recorded)
             if progress is not None:
-                progress(done, len(chosen))
-        members = rng.choice(len(self.rows), min(len(self.rows), sample_users), replace=False)
-        members = np.sort(members[self.rows[members] >= 0])
-        self._compare(self.engine.score(self.pool.take(self.rows[members])), self.scores[members])
-        for start, scores in again.items():
-            inside, recorded = self._members(start, len(scores))
-            self._compare(scores[inside], recorded)
+                progress(len(members) + done * BLOCK, total)
         for start, scores in again.items():
             self.users += len(scores)
             self._count_missing(start, scores)
@@ -235,6 +259,7 @@ class _Sample:
                 f"largest difference of {len(members)} {self.largest:.2g}",
             ),
             Check("nobody better was left out", self.missing == 0, f"{self.missing} of {self.users} re-scored"),
+            Check("ties at the cut-off are no more than recorded", self.tied <= self.ties, f"{self.tied} re-scored"),
         ]
 
     def _members(self, start: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -250,8 +275,10 @@ class _Sample:
         """After all members were compared: only where every one of them agrees to the bit do ties count."""
         outside = np.ones(len(again), np.bool_)
         outside[self._members(start, len(again))[0]] = False
-        outside &= ~marked(self.skip, np.arange(start, start + len(again)))
         cutoff, last_row = self.last
+        eligible = ~marked(self.skip, np.arange(start, start + len(again)))
+        self.tied += int(np.count_nonzero((again == np.float32(cutoff)) & eligible))
+        outside &= eligible
         if self.largest == 0.0:
             numbers = np.arange(start, start + len(again))
             better = (again > np.float32(cutoff)) | ((again == np.float32(cutoff)) & (numbers < last_row))

@@ -30,7 +30,7 @@ FORMAT_VERSION = 2
 CPU_BATCH = 8_192
 # For what holds no activations of so many users: work for all threads, or all multiprocessors of a GPU, and a tenth of
 # a second or so until it can be stopped.
-LARGE_BATCH = 262_144
+LARGE_BATCH = 524_288
 # Of fewer users a thread may get so few that matrices go through other kernels; see COLUMNS.
 LEAST_BATCH = 256
 # Outputs of a matrix are padded to multiples of this. Other widths go through kernels that sum in another order for
