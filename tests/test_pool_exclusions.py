@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pool_rows import users, write
+from pyroaring import BitMap, BitMap64
 
+from lookalike.cli.seeds import read
 from lookalike.errors import DataCorrupted, InvalidInput, LookalikeError, NotFound, SchemaError
 from lookalike.pool import exclusions as module
 from lookalike.pool.bitmap import rows_of
@@ -85,6 +87,35 @@ def test_a_file_that_is_none(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=says):
         exclusions(pool, tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [BitMap, BitMap64])
+def test_roaring_bitmaps(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BitMap | BitMap64]
+) -> None:
+    path = tmp_path / "some.roaring"
+    path.write_bytes(kind().serialize())
+    if not pa.types.is_int64(pool.id_type):
+        with pytest.raises(InvalidInput, match="bitmap of integers: give Parquet or text"):
+            exclusions(pool, path)
+        return
+    assert exclusions(pool, path).given == 0
+    known = pool.user_ids(np.array([150, 153, 199])).to_pylist()  # from 0 on
+    monkeypatch.setattr(module, "_PIECE", 2)
+    path.write_bytes(kind([*known, 10_000]).serialize())
+    found = exclusions(pool, path)
+    assert rows(found) == [150, 153, 199]
+    assert (found.given, found.duplicates, found.not_in_pool) == (4, 0, 1)
+    assert read(path).to_pylist() == [*known, 10_000]  # as seeds
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DataCorrupted, match=r"some.roaring is no Roaring bitmap") as caught:
+        exclusions(pool, path)
+    assert caught.value.field == "exclude"
+    with pytest.raises(NotFound, match=r"none.roaring"):
+        exclusions(pool, tmp_path / "none.roaring")
+    path.write_bytes(BitMap64([2**63]).serialize())
+    with pytest.raises(InvalidInput, match="beyond signed integers of 64 bits"):
+        exclusions(pool, path)
 
 
 def test_ids_of_another_type_and_nulls_and_no_column(pool: Pool, tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ CampaignName = Annotated[str, typer.Option("--campaign", help="The campaign's na
 SeedsFile = Annotated[
     Path | None,
     typer.Option(
-        "--seeds", metavar="FILE", help="Parquet with a column user_id, or text with one id a line; - is stdin."
+        "--seeds",
+        metavar="FILE",
+        help="Parquet with a column user_id, a Roaring bitmap (.roaring), or text with one id a line; - is stdin.",
     ),
 ]
 Features = Annotated[

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import DataCorrupted, InvalidInput, NotFound
+from lookalike.pool.roaring import roaring_ids
 from lookalike.schema import FeatureValue, as_ids, require_column
 
 
@@ -56,8 +57,11 @@ def read(path: Path, *, field: str = "seeds") -> pa.Array:
     """User ids of a file. Text whose every line is an integer gives integers, any other text strings.
 
     Raises:
-        NotFound: no such file. DataCorrupted: not Parquet. SchemaError: no column user_id, or of a wrong type.
+        NotFound: no such file. DataCorrupted: neither Parquet nor Roaring, as its name says. SchemaError: no column
+            user_id, or of a wrong type.
     """
+    if path.suffix == ".roaring":
+        return pa.concat_arrays([pa.array([], pa.int64()), *roaring_ids(path, 1 << 20, field=field)])
     if path.suffix == ".parquet":
         try:
             table = pq.read_table(path)

@@ -1,4 +1,4 @@
-"""Users to leave out, by id: from memory, Parquet or text of any length to a bitmap of rows, a piece at a time.
+"""Users to leave out, by id: from memory, Parquet, text or Roaring bitmaps to a bitmap of rows, a piece at a time.
 
 Knows pools and Parquet; knows nothing of seeds or audiences.
 """
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from lookalike.dataset.parquet import ParquetSource
 from lookalike.errors import InvalidInput, NotFound
 from lookalike.pool.bitmap import Bitmap, count, empty_bitmap, mark, rows_of
+from lookalike.pool.roaring import roaring_ids
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import as_ids, require_column
 
@@ -41,10 +42,11 @@ class Exclusions:
 def exclusions(pool: Pool, source: Exclude) -> Exclusions:
     """The rows of `source`: user ids of the pool's type, or files of them.
 
-    A file that ends in `.parquet` has a column `user_id`; any other is text with one id a line.
+    A file that ends in `.parquet` has a column `user_id`; one that ends in `.roaring` is a Roaring bitmap of integer
+    ids in its portable serialisation, of 32 or 64 bits; any other is text with one id a line.
 
     Raises:
-        NotFound: no such file. DataCorrupted, SchemaError: not Parquet, or without the column.
+        NotFound: no such file. DataCorrupted, SchemaError: not Parquet, or without the column; no Roaring bitmap.
         InvalidInput: ids of another type than the pool's, or null; field "exclude".
     """
     bitmap = empty_bitmap(pool.num_users)
@@ -67,7 +69,8 @@ def marked_ids(pool: Pool, bitmap: Bitmap) -> Iterator[pa.Array]:
 
 def _pieces(pool: Pool, source: Exclude) -> Iterator[UserIds]:
     if isinstance(source, Path):
-        yield from _parquet(source) if source.suffix == ".parquet" else _text(source, pool)
+        read = _BY_SUFFIX.get(source.suffix, _text)
+        yield from read(source, pool)
     elif not isinstance(source, pa.Array | pa.ChunkedArray) and len(source) and isinstance(source[0], Path):
         for path in source:
             yield from _pieces(pool, cast(Path, path))
@@ -76,11 +79,20 @@ def _pieces(pool: Pool, source: Exclude) -> Iterator[UserIds]:
             yield cast(UserIds, source[start : start + _PIECE])
 
 
-def _parquet(path: Path) -> Iterator[pa.Array]:
+def _parquet(path: Path, pool: Pool) -> Iterator[pa.Array]:  # noqa: ARG001  as the others are called
     parquet = ParquetSource.open(path)
     require_column(parquet.schema, "user_id", where=str(path))
     for batch in parquet.batches(["user_id"], _PIECE):
         yield as_ids(batch["user_id"], where=f"{path}:user_id")
+
+
+def _roaring(path: Path, pool: Pool) -> Iterator[pa.Array]:
+    if not pa.types.is_int64(pool.id_type):
+        raise InvalidInput(
+            f"user ids of this pool are strings, and {path} is a bitmap of integers: give Parquet or text",
+            field="exclude",
+        )
+    yield from roaring_ids(path, _PIECE, field="exclude")
 
 
 def _text(path: Path, pool: Pool) -> Iterator[pa.Array]:
@@ -102,3 +114,6 @@ def _integers(lines: pa.Array, path: Path) -> pa.Array:
         raise InvalidInput(
             f"user ids of this pool are integers, but {path} holds others: {error}", field="exclude"
         ) from error
+
+
+_BY_SUFFIX = {".parquet": _parquet, ".roaring": _roaring}
