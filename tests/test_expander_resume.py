@@ -180,6 +180,23 @@ def test_what_ctrl_c_leaves_is_gone_on_with_twice(
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_one_that_was_scoring_again_does_not_scan_again(
+    expander: Expander, order: dict[str, Any], untouched: Audience, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "SAVE_SECONDS", 1e9)  # all there is to go on with is what is saved in between
+    output = tmp_path / "audience"
+
+    def progress(step: Progress) -> None:
+        if step.stage is Stage.RESCORING and step.done > 0:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        expander.expand(**order, **OPTIONS, output=output, progress=progress)
+    audience, steps = go_on(output, expander, order)
+    assert first_row(steps) == 2000
+    same(audience, untouched)
+
+
 def test_a_cancelled_one_leaves_nothing(expander: Expander, order: dict[str, Any], tmp_path: Path) -> None:
     stop(tmp_path / "audience", expander, order)
     with pytest.raises(Cancelled):
