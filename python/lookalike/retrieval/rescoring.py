@@ -116,6 +116,7 @@ def rescore(
     if len(rows) < eligible and highest(near[-1:], again.epsilon)[0] >= cutoff:
         # Too many have about the score of the cut-off to be kept: users who are alike, or a model that saturates.
         return _among_all(pool, engine, again, k, skip, rows[:done], exact[:done], threads)
+    again.finish()
     rows, scores = _best(rows[:done], exact[:done], k)
     return Selection(
         rows=rows,
@@ -192,6 +193,7 @@ def _among_all(
             again.done += stop - start - len(asked)
         if again.epsilon <= epsilon:  # else some may have been passed over who could have reached it
             break
+    again.finish()
     # None of them is -inf: at least k are known.
     return replace(
         Selection.of(top, threads), users_rescored=again.users, epsilon=epsilon, largest_error=again.largest_error
@@ -241,6 +243,11 @@ class _Again:
             raise Cancelled("the expansion was cancelled while scoring again")
         if self._progress is not None:
             self._progress(min(self.done, self.total), self.total)
+
+    def finish(self) -> None:
+        """Report that nobody else has to be looked at."""
+        self.done = self.total
+        self.poll()
 
     def score(self, rows: Rows, near: Scores) -> Scores:
         """The reference's scores of pool rows, which the engine gave `near`: `[rows]`."""
