@@ -19,6 +19,15 @@ constexpr std::size_t kSharedRows = 512;
 // The sum of a column's largest values; the rest of 32,767 is for rounding each of them.
 constexpr double kFirstMost = 32000;
 
+// Tables of multi-valued fields take so much at most: a row of an id is read for each, so that they pay in an L2 of
+// 1 MiB only, beside what else there is. In the last-level cache multiplying is as fast or faster.
+constexpr std::size_t kListBytes = std::size_t{512} << 10;
+
+// And there are so many. A row of a list is off by half a unit for its product's rounding, and by as much for its
+// share, which is off by 2^-16 of 32,000 units at most: a list by kLongest units, and half of one for its rows' own
+// rounding. With a list that counts as whole, the share of which lacks 2^-15, that is kLongest + 1, and 32 * 13 = 416.
+constexpr std::size_t kMostLists = 32;
+
 // Pooled numbers have 13 bits, so that weights have room for as many in sums of 32.
 constexpr double kPooledMost = 8191;
 
@@ -92,19 +101,29 @@ Plan make_plan(const std::vector<ScorerField>& fields, std::size_t columns, std:
     std::vector<std::size_t> fields;
   };
   std::vector<Group> groups;
-  Plan plan{std::vector<FieldPlan>(fields.size()), {}, {}, 0};
+  Plan plan{std::vector<FieldPlan>(fields.size()), {}, {}, {}, 0};
   std::vector<std::size_t> order(fields.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return fields[a].size < fields[b].size; });
-  std::size_t bytes = 0;
+  std::stable_partition(order.begin(), order.end(), [&](auto field) { return !fields[field].multi; });
+  std::size_t left = fold_bytes;
+  bool lists = false;
   for (const std::size_t field : order) {
-    const std::size_t more = fields[field].size * columns * sizeof(std::int16_t);
-    if (fields[field].multi || more > fold_bytes - bytes) {
+    if (fields[field].multi && !lists) {
+      lists = true;
+      left = std::min(left, kListBytes);
+    }
+    const std::size_t bytes = fields[field].size * columns * sizeof(std::int16_t);
+    if (bytes > left || plan.lists.size() == kMostLists) {
       plan.pools.push_back(field);
       continue;
     }
-    bytes += more;
-    groups.push_back({fields[field].size, {field}});
+    left -= bytes;
+    if (fields[field].multi) {
+      plan.lists.push_back(field);
+    } else {
+      groups.push_back({fields[field].size, {field}});
+    }
   }
   // The two smallest share one as long as that stays small.
   while (groups.size() > 1 && groups[0].rows * groups[1].rows <= kSharedRows) {
@@ -127,6 +146,13 @@ Plan make_plan(const std::vector<ScorerField>& fields, std::size_t columns, std:
     }
     plan.tables.push_back({group.fields, plan.rows, group.rows});
     plan.rows += group.rows;
+  }
+  for (std::size_t i = 0; i < plan.lists.size(); ++i) {
+    const std::size_t field = plan.lists[i];
+    plan.fields[field].table = static_cast<int>(plan.tables.size());
+    plan.fields[field].pool = static_cast<int>(plan.pools.size() + i);
+    plan.tables.push_back({{field}, plan.rows, fields[field].size});
+    plan.rows += fields[field].size;
   }
   return plan;
 }
@@ -182,10 +208,12 @@ Packed::Packed(const ScorerModel& model, const ScorerOptions& options) {
   kernel.columns = model.num_experts * kernel.expert_columns + 2 * kernel.gate_columns;
   kernel.pool_width = static_cast<std::uint32_t>(padded(model.dim, kLanes));
   plan = make_plan(model.fields, kernel.columns, options.fold_bytes);
-  kernel.num_tables = static_cast<std::uint32_t>(plan.tables.size());
+  kernel.num_tables = static_cast<std::uint32_t>(plan.tables.size() - plan.lists.size());
+  kernel.num_lists = static_cast<std::uint32_t>(plan.lists.size());
   kernel.num_pools = static_cast<std::uint32_t>(plan.pools.size());
   const Layout layout(model);
   pack_first(model, layout);
+  pack_lists(model, layout);
   pack_pools(model, layout);
   pack_experts(model);
   pack_critics(model);
@@ -201,7 +229,7 @@ void Packed::pack_first(const ScorerModel& model, const Layout& layout) {
   for (std::size_t field = 0; field < model.fields.size(); ++field) {
     std::vector<double> least(width, 0);  // of an empty list
     std::vector<double> most(width, 0);
-    if (plan.fields[field].pool >= 0 && model.fields[field].size > kBoundedByFolding) {
+    if (plan.fields[field].table < 0 && model.fields[field].size > kBoundedByFolding) {
       for (std::size_t d = 0; d < model.dim; ++d) {
         double largest = 0;
         for (std::size_t id = 0; id < model.fields[field].size; ++id) {
@@ -218,7 +246,7 @@ void Packed::pack_first(const ScorerModel& model, const Layout& layout) {
         least[i % width] = std::min<double>(least[i % width], folded[field][i]);
         most[i % width] = std::max<double>(most[i % width], folded[field][i]);
       }
-      if (plan.fields[field].pool >= 0) {
+      if (plan.fields[field].table < 0) {
         folded[field] = {};
       }
     }
@@ -233,7 +261,7 @@ void Packed::pack_first(const ScorerModel& model, const Layout& layout) {
   for (std::size_t j = 0; j < width; ++j) {
     const std::size_t place = layout.place[j];
     step_[place] = reach[j] > 0 ? reach[j] / kFirstMost : 1;
-    const double rounding = static_cast<double>(model.fields.size()) + 1;
+    const double rounding = static_cast<double>(model.fields.size() + plan.lists.size() * (kLongest + 1)) + 1;
     highest_[place] = std::min(kMost, std::ceil(std::max(0.0, highest[j]) / step_[place]) + rounding);
   }
   pack_tables(model, layout, folded);
@@ -253,7 +281,7 @@ void Packed::pack_tables(const ScorerModel& model, const Layout& layout,
   for (const Plan::Table& table : plan.tables) {
     for (std::size_t i = 0; i < table.rows; ++i, ++row) {
       std::ranges::fill(sum, 0);
-      if (table.first_row == 0) {
+      if (table.first_row == 0 && kernel.num_tables > 0) {
         std::ranges::copy(model.first_bias, sum.begin());
       }
       for (const std::size_t field : table.fields) {
@@ -280,42 +308,66 @@ void Packed::pack_tables(const ScorerModel& model, const Layout& layout,
   kernel.bias = keep(bias);
 }
 
-void Packed::pack_pools(const ScorerModel& model, const Layout& layout) {
+/// Its part of `weights` [pool_width, columns], which are for integers -highest .. highest.
+PackedPool Packed::pack_pool(const ScorerModel& model, const Layout& layout, std::size_t field,
+                             std::span<double> weights, std::span<double> highest) {
   const std::size_t width = layout.place.size();
+  const std::size_t size = model.fields[field].size;
+  const std::size_t base = layout.id_base[field];
+  std::vector<float> table(size * kernel.pool_width);
+  std::vector<float> quantum(kernel.pool_width, 0);
+  std::vector<float> wide(size, 0);
+  for (std::size_t id = 0; id < size; ++id) {
+    std::copy_n(model.table.begin() + static_cast<std::ptrdiff_t>((base + id) * model.dim), model.dim,
+                table.begin() + static_cast<std::ptrdiff_t>(id * kernel.pool_width));
+    wide[id] = model.wide.empty() ? 0 : model.wide[base + id];
+  }
+  for (std::size_t d = 0; d < model.dim; ++d) {
+    float largest = 0;
+    for (std::size_t id = 0; id < size; ++id) {
+      largest = std::max(largest, std::abs(table[id * kernel.pool_width + d]));
+    }
+    if (largest == 0) {
+      continue;
+    }
+    quantum[d] = static_cast<float>(kPooledMost / largest);
+    highest[d] = kPooledMost + 1;
+    for (std::size_t j = 0; j < width; ++j) {
+      const std::size_t place = layout.place[j];
+      weights[d * kernel.columns + place] =
+          model.first_weight[(field * model.dim + d) * width + j] / (double{quantum[d]} * step_[place]);
+    }
+  }
+  table_bytes += (table.size() + wide.size()) * sizeof(float);
+  return {keep(table), keep(wide), keep(quantum)};
+}
+
+void Packed::pack_lists(const ScorerModel& model, const Layout& layout) {
+  const std::size_t inputs = kernel.pool_width;
+  std::vector<PackedList> lists;
+  for (const std::size_t field : plan.lists) {
+    std::vector<double> weights(inputs * kernel.columns, 0);
+    std::vector<double> highest(inputs, 0);
+    const PackedPool pool = pack_pool(model, layout, field, weights, highest);
+    const QuantisedLayer layer = quantise(weights, inputs, kernel.columns, highest, true);
+    const std::size_t first_row = plan.tables[static_cast<std::size_t>(plan.fields[field].table)].first_row;
+    lists.push_back({kernel.rows + first_row * kernel.columns, pool,
+                     PackedLayer{static_cast<std::uint32_t>(inputs), kernel.columns, keep(layer.weights),
+                                 keep(std::vector<float>(layer.scale.begin(), layer.scale.end())),
+                                 keep(std::vector<float>(kernel.columns, 0))}});
+  }
+  kernel.lists = keep(lists);
+}
+
+void Packed::pack_pools(const ScorerModel& model, const Layout& layout) {
   const std::size_t inputs = padded(std::size_t{kernel.num_pools} * kernel.pool_width, kColumns);
   std::vector<PackedPool> pools;
   std::vector<double> weights(inputs * kernel.columns, 0);
   std::vector<double> highest(inputs, 0);
   for (const std::size_t field : plan.pools) {
-    const std::size_t size = model.fields[field].size;
-    const std::size_t base = layout.id_base[field];
-    std::vector<float> table(size * kernel.pool_width);
-    std::vector<float> quantum(kernel.pool_width, 0);
-    std::vector<float> wide(size, 0);
-    for (std::size_t id = 0; id < size; ++id) {
-      std::copy_n(model.table.begin() + static_cast<std::ptrdiff_t>((base + id) * model.dim), model.dim,
-                  table.begin() + static_cast<std::ptrdiff_t>(id * kernel.pool_width));
-      wide[id] = model.wide.empty() ? 0 : model.wide[base + id];
-    }
-    for (std::size_t d = 0; d < model.dim; ++d) {
-      float largest = 0;
-      for (std::size_t id = 0; id < size; ++id) {
-        largest = std::max(largest, std::abs(table[id * kernel.pool_width + d]));
-      }
-      if (largest == 0) {
-        continue;
-      }
-      quantum[d] = static_cast<float>(kPooledMost / largest);
-      const std::size_t input = pools.size() * kernel.pool_width + d;
-      highest[input] = kPooledMost + 1;
-      for (std::size_t j = 0; j < width; ++j) {
-        const std::size_t place = layout.place[j];
-        weights[input * kernel.columns + place] =
-            model.first_weight[(field * model.dim + d) * width + j] / (double{quantum[d]} * step_[place]);
-      }
-    }
-    table_bytes += (table.size() + wide.size()) * sizeof(float);
-    pools.push_back({keep(table), keep(wide), keep(quantum)});
+    const std::size_t input = pools.size() * kernel.pool_width;
+    pools.push_back(pack_pool(model, layout, field, std::span(weights).subspan(input * kernel.columns),
+                              std::span(highest).subspan(input)));
   }
   kernel.pools = keep(pools);
   std::vector<PackedLayer> layers;

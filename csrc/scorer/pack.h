@@ -24,7 +24,7 @@ void check_model(const ScorerModel& model);
 /// How fields are looked up. A table has a row for each combination of its fields' ids: the sum of id * stride.
 struct FieldPlan {
   int table = -1;            // or pooled
-  int pool = -1;             // or looked up
+  int pool = -1;             // or looked up; lists that are looked up have one too, for long ones
   std::uint32_t stride = 1;  // in its table
 };
 
@@ -35,13 +35,15 @@ struct Plan {
     std::size_t rows;
   };
   std::vector<FieldPlan> fields;
-  std::vector<Table> tables;
+  std::vector<Table> tables;       // the last ones of a multi-valued field each
+  std::vector<std::size_t> lists;  // their fields
   std::vector<std::size_t> pools;  // their fields
   std::size_t rows = 0;            // of all tables
 };
 
-/// Small single-valued fields share tables, larger ones have their own as long as all fit in fold_bytes, others are
-/// pooled. `columns` is how many 16-bit numbers a row has.
+/// Small single-valued fields share tables, larger ones have their own as long as all fit in fold_bytes. Of
+/// multi-valued fields the smallest have tables, of 512 KiB together. Others are pooled. `columns` is how many 16-bit
+/// numbers a row has.
 [[nodiscard]] Plan make_plan(const std::vector<ScorerField>& fields, std::size_t columns, std::size_t fold_bytes);
 
 /// Owns what its PackedModel points to.
@@ -59,6 +61,9 @@ class Packed {
 
   void pack_first(const ScorerModel& model, const Layout& layout);
   void pack_tables(const ScorerModel& model, const Layout& layout, const std::vector<std::vector<float>>& folded);
+  PackedPool pack_pool(const ScorerModel& model, const Layout& layout, std::size_t field, std::span<double> weights,
+                       std::span<double> highest);
+  void pack_lists(const ScorerModel& model, const Layout& layout);
   void pack_pools(const ScorerModel& model, const Layout& layout);
   void pack_experts(const ScorerModel& model);
   void pack_critics(const ScorerModel& model);

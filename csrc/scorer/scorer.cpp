@@ -96,8 +96,8 @@ struct Scorer::State {
 class Scorer::State::Room {
  public:
   explicit Room(const State& state)
-      : index_(state.packed.plan.tables.size() * kTile),
-        pools_(state.packed.plan.pools.size()),
+      : index_(state.packed.kernel.num_tables * kTile),
+        pools_(state.packed.plan.pools.size() + state.packed.plan.lists.size()),
         offsets_(pools_.size() * (kTile + 1)) {
     const detail::PackedModel& model = state.packed.kernel;
     std::size_t between = 0;
@@ -106,8 +106,12 @@ class Scorer::State::Room {
     }
     const std::size_t expert = model.expert_gate.outputs;
     const std::size_t critic = model.critic_gate.outputs;
-    tile_.rows = make<const std::int16_t*>(kTile * (std::size_t{model.num_tables} + kMostPadding));
+    tile_.rows = make<const std::int16_t*>(kTile * (std::size_t{model.num_tables} + 1 + kMostPadding));
     *tile_.rows = model.bias;  // something to prefetch where nothing is looked up
+    tile_.listed = make<detail::ListedRow>(kTile * model.num_lists * detail::kLongest);
+    tile_.listed_sums = make<std::int16_t>(model.num_lists > 0 ? kTile * std::size_t{model.columns} : 0);
+    tile_.long_means = make<std::int16_t>(kTile * std::size_t{model.pool_width});
+    tile_.long_rows = make<std::int16_t>(model.num_lists * kTile * std::size_t{model.columns});
     tile_.pooled = make<std::int16_t>(model.num_pools > 0 ? kTile * std::size_t{model.pooled->inputs} : 0);
     for (std::int16_t*& first : tile_.first) {
       first = make<std::int16_t>(kMostUsers * std::max(model.expert_columns, 2 * model.gate_columns));
@@ -127,14 +131,14 @@ class Scorer::State::Room {
   Room& operator=(const Room&) = delete;
 
   const Tile& fill(const State& state, const ScorerUsers& users, std::size_t begin, std::size_t count) {
-    for (std::size_t table = 0; table < state.packed.plan.tables.size(); ++table) {
+    for (std::size_t table = 0; table < state.packed.kernel.num_tables; ++table) {
       const auto first_row = static_cast<std::uint32_t>(state.packed.plan.tables[table].first_row);
       std::fill_n(index_.begin() + static_cast<std::ptrdiff_t>(table * kTile), kTile, first_row);
     }
     for (std::size_t field = 0; field < users.columns.size(); ++field) {
       const detail::FieldPlan& plan = state.packed.plan.fields[field];
       const ScorerColumn& column = users.columns[field];
-      if (plan.table < 0) {
+      if (plan.pool >= 0) {
         fill_pool(column, begin, count, static_cast<std::size_t>(plan.pool));
         continue;
       }

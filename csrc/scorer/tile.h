@@ -19,6 +19,10 @@ constexpr std::size_t kBesideColumns = 64;
 constexpr std::size_t kMostBeside = 4;
 constexpr std::size_t kMostPadding = 4;
 
+/// Of a folded multi-valued field, lists of so many ids at most are looked up: longer ones are pooled and multiplied,
+/// which takes as long however long they are.
+constexpr std::size_t kLongest = 12;
+
 /// Outputs are padded to whole vectors of the widest instruction set, and pairs of inputs to two of them.
 constexpr std::size_t kLanes = 16;
 constexpr std::size_t kColumns = 32;
@@ -37,6 +41,13 @@ struct PackedPool {
   const float* table;    // [size, width]
   const float* wide;     // [size]
   const float* quantum;  // [width]: a pooled number times this is a 16-bit integer
+};
+
+/// A multi-valued field that is folded.
+struct PackedList {
+  const std::int16_t* rows;  // [size, columns of the first layer]
+  PackedPool pool;           // for lists that are too long
+  PackedLayer layer;         // what those add to all columns
 };
 
 struct PackedModel {
@@ -58,6 +69,9 @@ struct PackedModel {
   // padded] inputs. The scale gives units of the first layer.
   const PackedLayer* pooled;
 
+  std::uint32_t num_lists;
+  const PackedList* lists;
+
   PackedLayer expert_gate;  // outputs beyond the experts mean nothing
   PackedLayer critic_gate;
 
@@ -71,19 +85,29 @@ struct PackedModel {
   float critic_scale;
 };
 
-/// A pooled field of kTile users.
+/// A pooled or folded multi-valued field of kTile users.
 struct TilePool {
   const void* ids;
   const std::int64_t* offsets;  // [kTile + 1]
   std::uint8_t width;
 };
 
+/// A row of a list, and what part of it is added, in 32,768ths: twice, as a pair.
+struct ListedRow {
+  const std::int16_t* row;
+  std::int16_t share[2];
+};
+
 struct Tile {
   const std::uint32_t* index;  // [num_tables, kTile]: rows, counted through all tables
-  const TilePool* pools;       // [num_pools]
+  const TilePool* pools;       // [num_pools + num_lists]
 
   // Room for the kernel, aligned to 64 bytes.
-  const std::int16_t** rows;  // [kTile, num_tables + kMostPadding]
+  const std::int16_t** rows;  // [kTile, num_tables + 1 + kMostPadding]
+  ListedRow* listed;          // [kTile, num_lists * kLongest]
+  std::int16_t* listed_sums;  // [kTile, columns]
+  std::int16_t* long_means;   // [kTile, pool_width]
+  std::int16_t* long_rows;    // [num_lists, kTile, columns]
   std::int16_t* pooled;       // [kTile, inputs of the pooled layers]
   std::int16_t* first[2];     // [kMostUsers, columns of an expert or both gates]
   std::int16_t* between[2];   // [kMostUsers, widest layer between]

@@ -12,6 +12,7 @@ struct Avx2 {
   static constexpr std::size_t kUsers = 4;  // 4 x 2 sums, and what GCC needs beside them, of 16 registers
   static constexpr std::size_t kWide = 2;
   static constexpr std::size_t kRegisters = 2;  // of each user
+  static constexpr std::size_t kListed = 5;     // of a user's lists
   static constexpr std::size_t kAhead = 1;
   static constexpr bool kLooksUpBeside = false;
   using I = __m256i;
@@ -30,6 +31,7 @@ struct Avx2 {
     return _mm256_set1_epi32(both);
   }
   static I add16(I a, I b) noexcept { return _mm256_adds_epi16(a, b); }
+  static I mul16(I a, I b) noexcept { return _mm256_mulhrs_epi16(a, b); }
   static I max16(I a, I b) noexcept { return _mm256_max_epi16(a, b); }
   static I dot(I sum, I a, I b) noexcept { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
   static I widen(const std::int16_t* from) noexcept {

@@ -13,6 +13,7 @@ struct Avx512 {
   static constexpr std::size_t kUsers = 6;  // 6 x 4 sums and 4 rows of weights: 28 of 32 registers
   static constexpr std::size_t kWide = 4;
   static constexpr std::size_t kRegisters = 2;  // of each user, for 64 columns at once
+  static constexpr std::size_t kListed = 5;     // of a user's lists
   static constexpr std::size_t kAhead = 3;
   static constexpr bool kLooksUpBeside = true;
   using I = __m512i;
@@ -27,6 +28,7 @@ struct Avx512 {
     return _mm512_set1_epi32(both);
   }
   static I add16(I a, I b) noexcept { return _mm512_adds_epi16(a, b); }
+  static I mul16(I a, I b) noexcept { return _mm512_mulhrs_epi16(a, b); }
   static I max16(I a, I b) noexcept { return _mm512_max_epi16(a, b); }
   static I dot(I sum, I a, I b) noexcept {
 #if defined(__AVX512VNNI__)

@@ -2,10 +2,11 @@
 // unit, which may share no code with another: everything is in the unnamed namespace and calls no library function.
 //
 // `Vector` has a count of 32-bit lanes, kLanes, types I and F of so many int32 (or twice as many int16) and float32,
-// how many users (kUsers) by vectors of outputs (kWide) have their sums in registers together, how many rows are
-// fetched or, with kLooksUpBeside, looked up beside a pair of their inputs (kAhead), and static functions:
+// how many users (kUsers) by vectors of outputs (kWide) have their sums in registers together, how many registers a
+// user's look-ups (kRegisters) and lists (kListed) take at once, how many rows are fetched or, with kLooksUpBeside,
+// looked up beside a pair of their inputs (kAhead), and static functions:
 //   load, zero, set (both types), store, pair (a pair of int16 in all lanes)
-//   add16 (saturating), max16, dot (sum of two products of int16, added to int32)
+//   add16 (saturating), max16, mul16 (of 32,768ths, rounded), dot (sum of two products of int16, added to int32)
 //   to_float, to_int (rounding to even), pack16 (saturating, to memory)
 //   add, sub, mul, div, fma, max, round, exp2i (2 to the power of a whole number, at least -126), select_negative
 //   zip_low, zip_high (lanes of two vectors in turns, and those that did not fit)
@@ -14,6 +15,7 @@
 // the loads free, the first layer of the next group is looked up, and the rows of the one after that are fetched.
 #pragma once
 
+#include "scorer/tile_lists.h"
 #include "scorer/tile_math.h"
 #include "scorer/tile_pool.h"
 
@@ -41,25 +43,28 @@ struct Block {
   }
 };
 
-/// Rows of the tables in tile.rows, user after user.
+/// Rows in tile.rows, user after user: those of the tables, and the sum of the lists' if there are any.
 struct Lists {
+  std::size_t rows;
   std::size_t beside;  // rows to look up beside each pair of inputs; 0: look-ups are done by themselves
-  std::size_t length;  // rows of a user; those beyond the tables' hold zeros
+  std::size_t length;  // rows of a user; those beyond `rows` hold zeros
 
   template <class Vector>
   static Lists of(const PackedModel& model) noexcept {
+    const std::size_t rows = model.num_tables + (model.num_lists > 0 ? 1 : 0);
     if constexpr (Vector::kLooksUpBeside) {
       constexpr std::size_t kPairs = kBesideColumns / 2 / Vector::kUsers;  // of inputs, to look up a user beside
       static_assert(kPairs <= kMostPadding + 1 && kBesideColumns == Vector::kWide * Vector::kLanes);
-      const std::size_t beside = (model.num_tables + kPairs - 1) / kPairs;
-      if (beside > 0 && beside <= kMostBeside && model.num_layers > 0 && model.expert_columns == kBesideColumns) {
+      const std::size_t beside = (rows + kPairs - 1) / kPairs;
+      if (model.num_tables > 0 && beside <= kMostBeside && model.num_layers > 0 &&
+          model.expert_columns == kBesideColumns) {
         const PackedLayer& layer = model.layers[(model.num_layers - 1) * model.num_experts];
         if (layer.inputs == kBesideColumns && layer.outputs == kBesideColumns) {
-          return {beside, beside * kPairs};
+          return {rows, beside, beside * kPairs};
         }
       }
     }
-    return {0, model.num_tables};
+    return {rows, 0, rows};
   }
 };
 
@@ -179,7 +184,7 @@ inline void look_up(const PackedModel& model, const Tile& tile, const Lists& lis
     }
   }
   const std::int16_t* const* rows = tile.rows + block.user * lists.length;
-  for (std::size_t table = 0; table < model.num_tables; ++table, ++rows) {
+  for (std::size_t number = 0; number < lists.rows; ++number, ++rows) {
 #pragma GCC unroll 8
     for (std::size_t user = 0; user < kUsers; ++user) {
       const std::int16_t* row = rows[user * lists.length] + block.begin + at;
@@ -350,7 +355,10 @@ inline void list_rows(const PackedModel& model, const Tile& tile, const Lists& l
       sum += model.wides[index];
       rows[table] = model.rows + index * model.columns;
     }
-    for (std::size_t i = model.num_tables; i < lists.length; ++i) {
+    if (model.num_lists > 0) {
+      rows[model.num_tables] = tile.listed_sums + user * model.columns;
+    }
+    for (std::size_t i = lists.rows; i < lists.length; ++i) {
       rows[i] = model.bias;  // zeros, as there are tables
     }
     tile.wide[user] = sum;
@@ -363,6 +371,7 @@ inline void score_tile(const PackedModel& model, const Tile& tile) noexcept {
   const Lists lists = Lists::of<Vector>(model);
   list_rows<Vector>(model, tile, lists);
   pool<Vector>(model, tile);
+  sum_lists<Vector>(model, tile);
   gates<Vector>(model, tile, lists);
   Block block(model, 0, 0);
   add_pooled<Vector>(model, tile, block, tile.first[0]);

@@ -9,6 +9,7 @@ struct Scalar {
   static constexpr std::size_t kUsers = 2;
   static constexpr std::size_t kWide = 2;
   static constexpr std::size_t kRegisters = 4;
+  static constexpr std::size_t kListed = 4;
   static constexpr std::size_t kAhead = 0;
   static constexpr bool kLooksUpBeside = false;
   static constexpr std::size_t kHalves = 2 * kLanes;
@@ -58,6 +59,11 @@ struct Scalar {
     const Halves x = halves(a);
     const Halves y = halves(b);
     return made_of_halves([&](std::size_t i) { return saturated(x.lanes[i] + y.lanes[i]); });
+  }
+  static I mul16(const I& a, const I& b) noexcept {
+    const Halves x = halves(a);
+    const Halves y = halves(b);
+    return made_of_halves([&](std::size_t i) { return saturated((x.lanes[i] * y.lanes[i] + 0x4000) >> 15); });
   }
   static I max16(const I& a, const I& b) noexcept {
     const Halves x = halves(a);

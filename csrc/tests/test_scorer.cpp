@@ -89,7 +89,9 @@ struct RandomUsers {
   std::vector<ScorerColumn> columns;
   std::size_t size;
 
-  RandomUsers(const std::vector<ScorerField>& fields, std::size_t size_, unsigned seed) : size(size_) {
+  /// Lists have fewer than `lengths` ids.
+  RandomUsers(const std::vector<ScorerField>& fields, std::size_t size_, unsigned seed, unsigned lengths = 7)
+      : size(size_) {
     std::mt19937 random(seed);
     ids.resize(fields.size());
     bytes.resize(fields.size());
@@ -99,7 +101,7 @@ struct RandomUsers {
       if (fields[i].multi) {
         offsets[i].push_back(0);
         for (std::size_t user = 0; user < size; ++user) {
-          offsets[i].push_back(offsets[i].back() + static_cast<std::int64_t>(random() % 7));
+          offsets[i].push_back(offsets[i].back() + static_cast<std::int64_t>(random() % lengths));
         }
         count = static_cast<std::size_t>(offsets[i].back());
       }
@@ -231,6 +233,27 @@ std::vector<float> scores_of(const Scorer& scorer, const ScorerUsers& users, uns
   return scores;
 }
 
+std::vector<double> references(const RandomModel& random, const RandomUsers& users) {
+  std::vector<double> expected;
+  for (std::size_t user = 0; user < users.size; ++user) {
+    expected.push_back(reference(random.model, users, user));
+  }
+  return expected;
+}
+
+/// At every level scores are off by less than `most`.
+void check_scores(const Scorer& scorer, const RandomUsers& users, const std::vector<double>& expected, double most,
+                  const std::string& which) {
+  at_every_level([&](const std::string& level) {
+    const std::vector<float> scores = scores_of(scorer, users.all());
+    double worst = 0;
+    for (std::size_t user = 0; user < users.size; ++user) {
+      worst = std::max(worst, std::abs(scores[user] - expected[user]));
+    }
+    CHECK_EQUAL_IN(worst < most, true, level + " " + which + ": " + std::to_string(worst));
+  });
+}
+
 }  // namespace
 
 TEST(scores_are_those_of_the_definition) {
@@ -238,31 +261,46 @@ TEST(scores_are_those_of_the_definition) {
   for (const Shape& shape : shapes()) {
     const RandomModel random(shape, ++seed);
     const RandomUsers users(shape.fields, 100, seed);
-    std::vector<double> expected;
-    for (std::size_t user = 0; user < users.size; ++user) {
-      expected.push_back(reference(random.model, users, user));
-    }
+    const std::vector<double> expected = references(random, users);
     // Everything folded that can be, some, nothing.
     for (const std::size_t fold_bytes : {std::size_t{1} << 30, std::size_t{1} << 19, std::size_t{0}}) {
-      const Scorer scorer(random.model, {fold_bytes});
-      at_every_level([&](const std::string& level) {
-        const std::vector<float> scores = scores_of(scorer, users.all());
-        double worst = 0;
-        for (std::size_t user = 0; user < users.size; ++user) {
-          worst = std::max(worst, std::abs(scores[user] - expected[user]));
-        }
-        CHECK_EQUAL_IN(worst < 1e-3, true,
-                       level + " shape " + std::to_string(seed) + " folds " + std::to_string(fold_bytes) + ": " +
-                           std::to_string(worst));
-      });
+      check_scores(Scorer(random.model, {fold_bytes}), users, expected, 1e-3,
+                   "shape " + std::to_string(seed) + " folds " + std::to_string(fold_bytes));
     }
+  }
+}
+
+TEST(long_lists_are_as_exact_as_short_ones) {
+  const Shape shape{.fields = {{false, 5}, {true, 40}, {true, 9}, {true, 260}, {true, 3000}, {false, 30}}};
+  const RandomModel random(shape, 40);
+  const Scorer scorer(random.model);
+  CHECK(scorer.tables()[3] >= 0 && scorer.tables()[4] < 0);
+  for (const unsigned lengths : {2U, 16U, 700U}) {
+    const RandomUsers users(shape.fields, 150, 41, lengths);
+    check_scores(scorer, users, references(random, users), 5e-4, "under " + std::to_string(lengths));
+  }
+}
+
+TEST(sums_of_lists_may_be_as_large_as_their_bounds) {
+  // Everything is positive and fields have one id, so that sums are as large as any user's can be, and so is rounding,
+  // the same for all ids of a list.
+  const Shape shape{.fields = std::vector<ScorerField>(40, {true, 1}), .dim = 4};
+  RandomModel random(shape, 42);
+  for (const std::size_t positive : {0, 2, 3}) {  // table, first_weight, first_bias
+    std::ranges::for_each(*random.owned[positive], [](float& weight) { weight = std::abs(weight); });
+  }
+  const Scorer scorer(random.model);
+  CHECK_EQUAL(std::ranges::count(scorer.tables(), -1), 8);
+  for (const unsigned lengths : {2U, 13U, 40U}) {
+    const RandomUsers users(shape.fields, 150, 43, lengths);
+    check_scores(scorer, users, references(random, users), 2e-3, "under " + std::to_string(lengths));
   }
 }
 
 TEST(neither_threads_nor_cuts_change_a_bit) {
   const Shape shape{.fields = kMixed};
   const RandomModel random(shape, 3);
-  const RandomUsers users(shape.fields, 6500, 4);
+  const RandomUsers users(shape.fields, 6500, 4, 16);
   const Scorer scorer(random.model, {std::size_t{1} << 20});
   at_every_level([&](const std::string& level) {
     const std::vector<float> whole = scores_of(scorer, users.all());
@@ -303,13 +341,14 @@ TEST(scores_go_into_a_selection) {
 }
 
 TEST(small_fields_share_a_table_and_large_ones_are_pooled) {
-  const Shape shape{.fields = {{false, 4}, {false, 100'000}, {true, 3}, {false, 5}, {false, 600}}};
+  const Shape shape{.fields = {{false, 4}, {false, 100'000}, {true, 3}, {false, 5}, {false, 600}, {true, 700}}};
   const RandomModel random(shape, 7);
   const std::vector<int> tables = Scorer(random.model, {std::size_t{2} << 20}).tables();
   CHECK(tables[0] >= 0 && tables[0] == tables[3]);
   CHECK(tables[4] >= 0 && tables[4] != tables[0]);
+  CHECK(tables[2] > std::max(tables[0], tables[4]));  // a list of rows, however small, shares nothing
   CHECK_EQUAL(tables[1], -1);
-  CHECK_EQUAL(tables[2], -1);
+  CHECK_EQUAL(tables[5], -1);
 }
 
 TEST(no_users_are_no_scores) {

@@ -1,8 +1,9 @@
 // Scores of a customised model of the MetaHeac family, fast: what the network computes, rewritten for a processor.
 //
 // The first layer is folded: a single-valued field's embedding times its weights is looked up in a table, and small
-// fields share one table, so that the layer is a sum of some rows. Fields whose table would not fit in the caches, and
-// multi-valued ones, are pooled at the level of embeddings and multiplied. Both are exact rewrites (mean pooling is
+// fields share one table, so that the layer is a sum of some rows. Of a multi-valued field with a small vocabulary the
+// mean of its ids' rows is. Fields whose table would not fit in the caches, multi-valued ones beyond L2, and lists of
+// more than a dozen ids are pooled at the level of embeddings and multiplied. All are exact rewrites (mean pooling is
 // linear); what is not exact is the arithmetic: 16-bit integers with a scale a column, sums in 32 bits, and float32
 // from the last hidden layer on. A probability p is off by 5e-4 p (1 - p) at most on models tried so far: measure it
 // against the model, and score those near a cut-off again where that matters. 8 bits in an expert's second layer would
@@ -11,8 +12,9 @@
 // A score is the same to the bit for every number of threads and every way of cutting the users into calls, and differs
 // between instruction sets by rounding only.
 //
-// Memory: the tables (up to ScorerOptions::fold_bytes, and two times the embeddings of fields that are pooled), and
-// some 100 KiB a thread while it scores. Threads: those asked for start in a call and are joined before it returns.
+// Memory: the tables (up to ScorerOptions::fold_bytes, and two times the embeddings of multi-valued and pooled fields),
+// and while it scores some 100 KiB a thread, and as much for each multi-valued field that has a table. Threads: those
+// asked for start in a call and are joined before it returns.
 #pragma once
 
 #include <cstddef>
@@ -66,8 +68,8 @@ struct ScorerModel {
 };
 
 struct ScorerOptions {
-  /// Folded tables may take this much; fields beyond it, the largest, are pooled. A table in the last-level cache is
-  /// faster than multiplying, one in memory is not.
+  /// Folded tables may take this much; fields beyond it, the largest, are pooled, and multi-valued ones first. A table
+  /// in the last-level cache is faster than multiplying, one in memory is not.
   std::size_t fold_bytes = std::size_t{24} << 20;
 };
 
