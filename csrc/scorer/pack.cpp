@@ -23,9 +23,10 @@ constexpr double kFirstMost = 32000;
 // 1 MiB only, beside what else there is. In the last-level cache multiplying is as fast or faster.
 constexpr std::size_t kListBytes = std::size_t{512} << 10;
 
-// And there are so many. A row of a list is off by half a unit for its product's rounding, and by as much for its
-// share, which is off by 2^-16 of 32,000 units at most: a list by kLongest units, and half of one for its rows' own
-// rounding. With a list that counts as whole, the share of which lacks 2^-15, that is kLongest + 1, and 32 * 13 = 416.
+// And there are so many. Their sums are made in a finer unit, of which they have kFirstMost at most but for rounding. A
+// row is off by half a unit for its product's, and by as much for its share, which is off by 2^-16 of 32,000 units at
+// most: a list by kLongest units, and half of one for its rows' own rounding. With a list that counts as whole, the
+// share of which lacks 2^-15, that is kLongest + 1, and 32 * 13 = 416.
 constexpr std::size_t kMostLists = 32;
 
 // Pooled numbers have 13 bits, so that weights have room for as many in sums of 32.
@@ -225,6 +226,7 @@ void Packed::pack_first(const ScorerModel& model, const Layout& layout) {
   std::vector<double> highest = lowest;
   std::vector<double> reach(width);
   std::ranges::transform(lowest, reach.begin(), [](double bias) { return std::abs(bias); });
+  std::vector<double> list_reach(width, 0);
   std::vector<std::vector<float>> folded(model.fields.size());
   for (std::size_t field = 0; field < model.fields.size(); ++field) {
     std::vector<double> least(width, 0);  // of an empty list
@@ -253,17 +255,26 @@ void Packed::pack_first(const ScorerModel& model, const Layout& layout) {
     for (std::size_t j = 0; j < width; ++j) {
       lowest[j] += least[j];
       highest[j] += most[j];
-      reach[j] += std::max(-least[j], most[j]);
+      const double more = std::max(-least[j], most[j]);
+      reach[j] += more;
+      list_reach[j] += plan.fields[field].table >= static_cast<int>(kernel.num_tables) ? more : 0;
     }
   }
   step_.assign(kernel.columns, 1);
+  list_step_.assign(kernel.columns, 1);
   highest_.assign(kernel.columns, 0);
+  std::vector<std::int16_t> list_unit(kernel.columns, 0);
   for (std::size_t j = 0; j < width; ++j) {
     const std::size_t place = layout.place[j];
     step_[place] = reach[j] > 0 ? reach[j] / kFirstMost : 1;
+    // A whole number, so that multiplying by it is exact but for one rounding.
+    const double unit = reach[j] > 0 ? std::min(kMost, std::ceil(32768 * list_reach[j] / reach[j])) : 0;
+    list_unit[place] = static_cast<std::int16_t>(unit);
+    list_step_[place] = unit > 0 ? step_[place] * unit / 32768 : 1;
     const double rounding = static_cast<double>(model.fields.size() + plan.lists.size() * (kLongest + 1)) + 1;
     highest_[place] = std::min(kMost, std::ceil(std::max(0.0, highest[j]) / step_[place]) + rounding);
   }
+  kernel.list_unit = keep(list_unit);
   pack_tables(model, layout, folded);
 }
 
@@ -279,6 +290,7 @@ void Packed::pack_tables(const ScorerModel& model, const Layout& layout,
   std::vector<double> sum(width);
   std::size_t row = 0;
   for (const Plan::Table& table : plan.tables) {
+    const std::vector<double>& step = model.fields[table.fields.front()].multi ? list_step_ : step_;
     for (std::size_t i = 0; i < table.rows; ++i, ++row) {
       std::ranges::fill(sum, 0);
       if (table.first_row == 0 && kernel.num_tables > 0) {
@@ -293,7 +305,7 @@ void Packed::pack_tables(const ScorerModel& model, const Layout& layout,
       }
       for (std::size_t j = 0; j < width; ++j) {
         const std::size_t place = layout.place[j];
-        rows[row * columns + place] = static_cast<std::int16_t>(std::lround(sum[j] / step_[place]));
+        rows[row * columns + place] = static_cast<std::int16_t>(std::lround(sum[j] / step[place]));
       }
     }
   }
@@ -310,7 +322,7 @@ void Packed::pack_tables(const ScorerModel& model, const Layout& layout,
 
 /// Its part of `weights` [pool_width, columns], which are for integers -highest .. highest.
 PackedPool Packed::pack_pool(const ScorerModel& model, const Layout& layout, std::size_t field,
-                             std::span<double> weights, std::span<double> highest) {
+                             std::span<const double> step, std::span<double> weights, std::span<double> highest) {
   const std::size_t width = layout.place.size();
   const std::size_t size = model.fields[field].size;
   const std::size_t base = layout.id_base[field];
@@ -335,7 +347,7 @@ PackedPool Packed::pack_pool(const ScorerModel& model, const Layout& layout, std
     for (std::size_t j = 0; j < width; ++j) {
       const std::size_t place = layout.place[j];
       weights[d * kernel.columns + place] =
-          model.first_weight[(field * model.dim + d) * width + j] / (double{quantum[d]} * step_[place]);
+          model.first_weight[(field * model.dim + d) * width + j] / (double{quantum[d]} * step[place]);
     }
   }
   table_bytes += (table.size() + wide.size()) * sizeof(float);
@@ -348,7 +360,7 @@ void Packed::pack_lists(const ScorerModel& model, const Layout& layout) {
   for (const std::size_t field : plan.lists) {
     std::vector<double> weights(inputs * kernel.columns, 0);
     std::vector<double> highest(inputs, 0);
-    const PackedPool pool = pack_pool(model, layout, field, weights, highest);
+    const PackedPool pool = pack_pool(model, layout, field, list_step_, weights, highest);
     const QuantisedLayer layer = quantise(weights, inputs, kernel.columns, highest, true);
     const std::size_t first_row = plan.tables[static_cast<std::size_t>(plan.fields[field].table)].first_row;
     lists.push_back({kernel.rows + first_row * kernel.columns, pool,
@@ -366,7 +378,7 @@ void Packed::pack_pools(const ScorerModel& model, const Layout& layout) {
   std::vector<double> highest(inputs, 0);
   for (const std::size_t field : plan.pools) {
     const std::size_t input = pools.size() * kernel.pool_width;
-    pools.push_back(pack_pool(model, layout, field, std::span(weights).subspan(input * kernel.columns),
+    pools.push_back(pack_pool(model, layout, field, step_, std::span(weights).subspan(input * kernel.columns),
                               std::span(highest).subspan(input)));
   }
   kernel.pools = keep(pools);

@@ -61,8 +61,8 @@ class Packed {
 
   void pack_first(const ScorerModel& model, const Layout& layout);
   void pack_tables(const ScorerModel& model, const Layout& layout, const std::vector<std::vector<float>>& folded);
-  PackedPool pack_pool(const ScorerModel& model, const Layout& layout, std::size_t field, std::span<double> weights,
-                       std::span<double> highest);
+  PackedPool pack_pool(const ScorerModel& model, const Layout& layout, std::size_t field, std::span<const double> step,
+                       std::span<double> weights, std::span<double> highest);
   void pack_lists(const ScorerModel& model, const Layout& layout);
   void pack_pools(const ScorerModel& model, const Layout& layout);
   void pack_experts(const ScorerModel& model);
@@ -81,9 +81,10 @@ class Packed {
     return data;
   }
 
-  std::vector<double> step_;     // of the first layer's columns: the value of 1
-  std::vector<double> highest_;  // what a column's number can be at most, after the rectifier
-  Buffer<std::int16_t> rows_;    // of all tables, in huge pages where there are many
+  std::vector<double> step_;       // of the first layer's columns: the value of 1
+  std::vector<double> list_step_;  // of lists' rows, which have finer ones
+  std::vector<double> highest_;    // what a column's number can be at most, after the rectifier
+  Buffer<std::int16_t> rows_;      // of all tables, in huge pages where there are many
   std::vector<std::shared_ptr<const void>> kept_;
 };
 

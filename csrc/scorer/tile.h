@@ -71,6 +71,7 @@ struct PackedModel {
 
   std::uint32_t num_lists;
   const PackedList* lists;
+  const std::int16_t* list_unit;  // [columns]: what their unit is worth, in 32,768ths of the first layer's
 
   PackedLayer expert_gate;  // outputs beyond the experts mean nothing
   PackedLayer critic_gate;

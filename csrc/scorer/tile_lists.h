@@ -52,7 +52,8 @@ inline void list_ids(const PackedModel& model, const Tile& tile, std::size_t num
 
 /// kCount registers of the sum of a user's shares of rows.
 template <class Vector, std::size_t kCount>
-inline void add_listed(const ListedRow* listed, std::size_t count, std::size_t column, std::int16_t* out) noexcept {
+inline void add_listed(const PackedModel& model, const ListedRow* listed, std::size_t count, std::size_t column,
+                       std::int16_t* out) noexcept {
   constexpr std::size_t kSpan = 2 * Vector::kLanes;
   typename Vector::I sums[kCount];
 #pragma GCC unroll 32
@@ -69,7 +70,8 @@ inline void add_listed(const ListedRow* listed, std::size_t count, std::size_t c
   }
 #pragma GCC unroll 32
   for (std::size_t i = 0; i < kCount; ++i) {
-    Vector::store_i(out + column + kSpan * i, sums[i]);
+    const auto unit = Vector::load_i(model.list_unit + column + kSpan * i);
+    Vector::store_i(out + column + kSpan * i, Vector::mul16(sums[i], unit));
   }
 }
 
@@ -97,7 +99,7 @@ inline void sum_lists(const PackedModel& model, const Tile& tile) noexcept {
   std::size_t at = 0;
   const auto columns = [&]<std::size_t kCount>() {
     for (std::size_t user = 0; user < kTile; ++user) {
-      add_listed<Vector, kCount>(tile.listed + user * model.num_lists * kLongest, counts[user], at,
+      add_listed<Vector, kCount>(model, tile.listed + user * model.num_lists * kLongest, counts[user], at,
                                  tile.listed_sums + user * model.columns);
     }
     at += kCount * kSpan;
