@@ -5,7 +5,7 @@
 // mean of its ids' rows is. Fields whose table would not fit in the caches, multi-valued ones beyond L2, and lists of
 // more than a dozen ids are pooled at the level of embeddings and multiplied. All are exact rewrites (mean pooling is
 // linear); what is not exact is the arithmetic: 16-bit integers with a scale a column, sums in 32 bits, and float32
-// from the last hidden layer on. A probability p is off by 5e-4 p (1 - p) at most on models tried so far: measure it
+// from the last hidden layer on. A probability p is off by 6e-4 p (1 - p) at most on models tried so far: measure it
 // against the model, and score those near a cut-off again where that matters. 8 bits in an expert's second layer would
 // save about a seventh of the time and lose a digit or more, so it has 16 too.
 //
