@@ -18,13 +18,15 @@ from lookalike.config import ScoringConfig
 from lookalike.errors import DataCorrupted, FailedPrecondition
 from lookalike.files import file_digest
 from lookalike.pool.bitmap import Bitmap, count, marked
-from lookalike.pool.exclusions import exclusions, marked_ids
+from lookalike.pool.exclusions import Exclusions, exclusions, marked_ids
 from lookalike.pool.filters import Filter
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience, ids_digest
 from lookalike.retrieval.eligibility import Skipped, skipped
 from lookalike.retrieval.receipt import AUDIENCE_NAME, MODEL_NAME
+from lookalike.retrieval.rescoring import SAFETY
 from lookalike.scoring.compiled import CPU_BATCH, TorchScriptEngine
+from lookalike.scoring.engine import is_exact
 
 # Another machine's instruction set sums in another order; a probability moves by less than this share of itself.
 TOLERANCE = 1e-4
@@ -90,8 +92,10 @@ def verify(
     seeds = users.find(opened.seeds())
     checks += [*_order(members, rows, scores), *_counts(opened, users, rows, scores, seeds)]
     checks += _account(opened)
-    skip = _skipped(opened, users, seeds, engine.threads)
-    checks += _eligibility(opened, users, rows, skip)
+    listed = opened.exclusions()
+    excluded = exclusions(users, listed) if listed is not None else None
+    skip = _skipped(opened, users, seeds, excluded, engine.threads)
+    checks += _eligibility(opened, users, rows, excluded, skip)
     sample = _Sample(users, engine, rows, scores, skip.bitmap, receipt.ties_at_cutoff)
     checks += sample.run(sample_users, random_seed, progress)
     return Verification(tuple(checks), sample.users, sample.largest)
@@ -150,45 +154,45 @@ def _counts(
 def _account(audience: Audience) -> Iterator[Check]:
     receipt = audience.receipt
     again = receipt.rescoring
-    exact = receipt.engine == TorchScriptEngine.name and receipt.device == "cpu"
     yield Check(
         "an engine that rounds was followed by one that does not",
-        (again is None) == exact,
+        (again is None) == is_exact(receipt),
         receipt.engine if again is None else f"{receipt.engine}, {again.users} users",
     )
     if again is not None:
         yield Check(
             "all members were scored again, by a margin wide enough",
-            again.users >= receipt.k and again.epsilon >= 2 * again.largest_error,
+            again.users >= receipt.k and again.epsilon >= SAFETY * again.largest_error,
             f"epsilon {again.epsilon:.2g}, largest error {again.largest_error:.2g}",
         )
 
 
-def _skipped(audience: Audience, pool: Pool, seeds: npt.NDArray[np.int64], threads: int) -> Skipped:
+def _skipped(
+    audience: Audience, pool: Pool, seeds: npt.NDArray[np.int64], excluded: Exclusions | None, threads: int
+) -> Skipped:
     """Who was not to be chosen, found again from the recorded seeds, exclusions and filter."""
     receipt = audience.receipt
-    excluded = audience.exclusions()
     return skipped(
         pool,
         seeds[:0] if receipt.include_seeds else seeds[seeds >= 0],
-        exclusions(pool, excluded) if excluded is not None else None,
+        excluded,
         Filter(receipt.filter, pool.schema) if receipt.filter else None,
         threads=threads,
     )
 
 
-def _eligibility(audience: Audience, pool: Pool, rows: npt.NDArray[np.int64], skip: Skipped) -> Iterator[Check]:
+def _eligibility(
+    audience: Audience, pool: Pool, rows: npt.NDArray[np.int64], excluded: Exclusions | None, skip: Skipped
+) -> Iterator[Check]:
     receipt = audience.receipt
-    excluded = audience.exclusions()
     if excluded is not None:
-        found = exclusions(pool, excluded)
-        same = ids_digest(marked_ids(pool, found.bitmap)) == receipt.exclusions_sha256
+        same = ids_digest(marked_ids(pool, excluded.bitmap)) == receipt.exclusions_sha256
         yield Check(
             "the exclusions are those of the receipt",
-            same and found.given == found.matched == receipt.exclusions.matched,
-            f"{found.matched} excluded",
+            same and excluded.given == excluded.matched == receipt.exclusions.matched,
+            f"{excluded.matched} excluded",
         )
-        inside = int(marked(found.bitmap, rows[rows >= 0]).sum())
+        inside = int(marked(excluded.bitmap, rows[rows >= 0]).sum())
         yield Check("no excluded user is a member", inside == 0, f"{inside} excluded")
     if receipt.filter:
         yield Check(

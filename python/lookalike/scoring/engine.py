@@ -65,9 +65,19 @@ def resolve(config: ScoringConfig) -> ScoringConfig:
     )
 
 
-def is_exact(config: ScoringConfig) -> bool:
-    """Whether the engine of a resolved configuration is the reference itself; see `TorchScriptEngine`."""
-    return config.engine == "torchscript" and config.device == "cpu"
+class Chosen(Protocol):
+    """A resolved configuration, or a receipt that tells of one."""
+
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+
+def is_exact(chosen: Chosen) -> bool:
+    """Whether the engine is the reference itself; see `TorchScriptEngine`."""
+    return chosen.engine == TorchScriptEngine.name and chosen.device == "cpu"
 
 
 def open_engine(path: Path, config: ScoringConfig) -> Engine:
