@@ -14,7 +14,7 @@ import torch
 
 from lookalike import _core
 from lookalike.config import ScoringConfig
-from lookalike.schema import EncodedColumns
+from lookalike.schema import EncodedColumns, FeatureSchema, FieldKind
 from lookalike.scoring.compiled import LARGE_BATCH, available_threads, load_compiled
 
 # Tables of the first layer that stay within the last-level cache of most servers; see csrc/include/lookalike/scorer.h.
@@ -46,17 +46,7 @@ class NativeEngine:
         script, self.schema, self.provenance = load_compiled(path, torch.device("cpu"))
         self._single = [f.name for f in self.schema.single]
         self._multi = [f.name for f in self.schema.multi]
-        self._scorer = _core.Scorer(**_model(script, self._order()), fold_bytes=FOLD_BYTES)
-
-    def _order(self) -> list[tuple[bool, int, int]]:
-        """Fields as the first layer reads them: whether multi-valued, size, and where their ids begin in the table."""
-        starts = {}
-        total = 0
-        for field in self.schema.fields:
-            starts[field.name] = total
-            total += field.size
-        ordered = [*((False, f) for f in self.schema.single), *((True, f) for f in self.schema.multi)]
-        return [(multi, field.size, starts[field.name]) for multi, field in ordered]
+        self._scorer = _core.Scorer(**_model(script, self.schema), fold_bytes=FOLD_BYTES)
 
     def score(self, users: EncodedColumns) -> npt.NDArray[np.float32]:
         """Probability of each user `[rows]`.
@@ -91,11 +81,13 @@ class NativeEngine:
         return self._scorer.table_bytes
 
 
-def _model(script: torch.jit.ScriptModule, order: list[tuple[bool, int, int]]) -> dict[str, Any]:
-    """The arguments of `_core.Scorer` that say what the model is."""
+def _model(script: torch.jit.ScriptModule, schema: FeatureSchema) -> dict[str, Any]:
+    """The arguments of `_core.Scorer` that say what the model is; fields in the order of the first layer."""
+    fields = [*schema.single, *schema.multi]
+    starts = [*script.single_starts.tolist(), *script.multi_starts]  # of their ids in the table
     state = {name: _flat(tensor) for name, tensor in script.state_dict().items()}
     dim = script.table.shape[1]
-    rows = np.concatenate([np.arange(start, start + size) for _, size, start in order])
+    rows = np.concatenate([start + np.arange(field.size) for field, start in zip(fields, starts, strict=True)])
     layers = range(sum(name.startswith("deeper_weights.") for name in state))
     weights = {name: state[name] for name in ("first_weight", "first_bias")}
     n, m = script.num_experts, script.num_critics
@@ -117,7 +109,7 @@ def _model(script: torch.jit.ScriptModule, order: list[tuple[bool, int, int]]) -
         "critic_scale": script.critic_scale,
     }
     return {
-        "fields": [(multi, size) for multi, size, _ in order],
+        "fields": [(field.kind is FieldKind.MULTI, field.size) for field in fields],
         "shape": shape,
         "weights": weights,
         "deeper_weights": deeper_weights,
