@@ -32,6 +32,9 @@ SAFETY = 2.0
 # Of a score, for rounding it to float32, of which it holds whatever the model: 8 units in the last place.
 ROUNDING = 2.0**-20
 
+# What scores that underflow count as.
+_LEAST_SCORE: Any = np.finfo(np.float32).tiny
+
 Scores = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
@@ -266,9 +269,6 @@ class _Again:
         errors = (np.abs(np.maximum(exact, _LEAST_SCORE) - scores) - ROUNDING * scores) / (scores * rest)
         self.largest_error = max(self.largest_error, float(errors.max(initial=0.0)))
         return exact
-
-
-_LEAST_SCORE: Any = np.finfo(np.float32).tiny
 
 
 def _both(near: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

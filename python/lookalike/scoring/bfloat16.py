@@ -26,7 +26,6 @@ from lookalike.scoring.compiled import (
 )
 
 PIECES = 4
-_Part = tuple[npt.NDArray[np.integer], slice]
 _ALIGNMENT = 8  # of a column in what is sent, so that it can be viewed as integers of any width
 _SIGNED = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # torch computes with no wider unsigned ones
 
@@ -94,7 +93,7 @@ class Bfloat16Engine:
             yield waiting
 
     def _launch(self, users: EncodedColumns, slot: int) -> Tensor:
-        """Send some users and start scoring it. Whoever used the slot before must have taken the scores."""
+        """Send some users and start scoring them. Whoever used the slot before must have taken the scores."""
         arrays: list[npt.NDArray[np.integer]] = [users.ids[name] for name in self._single]
         for name in self._multi:
             starts = users.offsets[name]
@@ -110,19 +109,19 @@ class Bfloat16Engine:
 
     def _send(self, arrays: list[npt.NDArray[np.integer]], slot: int) -> list[Tensor]:
         """The arrays on the device, as int64: sent as narrow as they are, in one piece, and widened there."""
-        parts: list[_Part] = []
+        places: list[slice] = []
         end = 0
         for array in arrays:
             start = -(-end // _ALIGNMENT) * _ALIGNMENT
             end = start + array.nbytes
-            parts.append((array, slice(start, end)))
+            places.append(slice(start, end))
         if len(self._pinned[slot]) < end:
             self._pinned[slot] = torch.empty(end, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         staged = self._pinned[slot].numpy()
-        for array, place in parts:
+        for array, place in zip(arrays, places, strict=True):
             staged[place] = np.ascontiguousarray(array).view(np.uint8)
         sent = self._pinned[slot][:end].to(self.device, non_blocking=True)
-        return [_widened(sent[place], array.itemsize) for array, place in parts]
+        return [_widened(sent[place], array.itemsize) for array, place in zip(arrays, places, strict=True)]
 
 
 def _widened(column: Tensor, width: int) -> Tensor:
