@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lookalike import __version__
-from lookalike.cli import data, exits, expansion, model, pool, remote, serving
+from lookalike.cli import bench, data, exits, expansion, model, pool, remote, serving
 from lookalike.cli.settings import config_app
 
 HELP = """Lookalike finds, for a campaign and its seed users, the K users of a pool who are most like them.
@@ -52,6 +52,7 @@ for command, summary in (
     (expansion.verify, "check an audience against its receipt"),
     (model.archive, "general model -> archive for TorchServe"),
     (serving.serve, "serve expansions over gRPC"),
+    (bench.bench, "every system on one dataset: the results table"),
     (data.simulate, "write a synthetic dataset"),
 ):
     app.command(short_help=summary)(command)

@@ -1,4 +1,4 @@
-"""How long work shows itself: bars on a terminal, a log line now and then elsewhere; both on stderr.
+"""How long work shows itself: bars on a terminal, a log line now and then elsewhere, both on stderr; how it is stopped.
 
 Knows names and numbers only, not what they count.
 """
@@ -6,7 +6,9 @@ Knows names and numbers only, not what they count.
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,10 +57,14 @@ def _bars() -> Iterator[Report]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
+        last: dict[str, int] = {}
 
         def report(what: str, done: int, total: int, note: str = "") -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=None, note="")
+            elif done < last[what]:  # the next piece of work of this name
+                bars.reset(tasks[what], total=total or None)
+            last[what] = done
             bars.update(tasks[what], completed=done, total=total or None, note=note)
 
         yield report
@@ -82,6 +88,23 @@ class _LogLines:
         self._next, self._told = now + LOG_INTERVAL_SECONDS, finished
         share = f"{done:,} of {total:,}" if total else f"{done:,}"
         say(f"{what}: {share}" + (f", {note}" if note else ""))
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, to be obeyed between two steps, where what was learnt is whole; a second ends at once."""
+    asked = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(_number: int, _frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def say(text: str) -> None:

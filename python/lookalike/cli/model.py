@@ -5,10 +5,6 @@ Knows `training` and `runtime.archive`.
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +40,7 @@ def train(
     from lookalike.pool.snapshot import Pool
     from lookalike.training.meta import train as meta_train
 
-    with _interruptible() as asked, display.progress() as report:
+    with display.interruptible() as asked, display.progress() as report:
 
         def show(step: TrainingProgress) -> None:
             validation = "" if step.validation_auc is None else f", AUC {step.validation_auc:.4f}"
@@ -57,23 +53,6 @@ def train(
             cancelled=asked.is_set,
         )
     display.table([("checkpoint", output), *checkpoint.metrics.items()])
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, to be obeyed between two steps, where what was learnt is whole; a second ends at once."""
-    asked = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(_number: int, _frame: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def archive(

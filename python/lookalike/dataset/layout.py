@@ -5,6 +5,7 @@ Knows `schema` and Parquet; knows nothing of where data comes from or what is tr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -35,10 +36,13 @@ class Dataset:
     Ids of users and of campaigns are integers (kept as int64) or strings, each of one kind throughout.
     """
 
-    def __init__(self, path: Path, campaigns: pa.Table, user_id_type: pa.DataType) -> None:
+    def __init__(
+        self, path: Path, campaigns: pa.Table, user_id_type: pa.DataType, samples: SampleStore | None = None
+    ) -> None:
         self.path = path
         self.user_id_type = user_id_type
         self._campaigns = campaigns
+        self._read = samples
         ids: list[CampaignId] = campaigns["campaign_id"].to_pylist()
         self._row_of = {campaign_id: row for row, campaign_id in enumerate(ids)}
 
@@ -63,6 +67,21 @@ class Dataset:
         with open_parquet(path / SAMPLES) as file:
             SampleStore.check_columns(file.schema_arrow, user_id_type, campaigns.schema.field("campaign_id").type)
         return cls(path, campaigns, user_id_type)
+
+    def with_splits(self, splits: Sequence[Split | None]) -> Dataset:
+        """The same campaigns, split otherwise: `[campaigns]` in file order, None leaves one out. Samples are shared.
+
+        Raises:
+            InvalidInput: not one split a campaign, no 'train' among them; or as `samples`.
+        """
+        if len(splits) != self._campaigns.num_rows or "train" not in splits:
+            raise InvalidInput(
+                f"{len(splits)} splits for {self._campaigns.num_rows} campaigns; give one each, 'train' among them",
+                field="splits",
+            )
+        column = self._campaigns.schema.get_field_index("split")
+        campaigns = self._campaigns.set_column(column, "split", pa.array(splits, pa.string()))
+        return Dataset(self.path, campaigns, self.user_id_type, self._samples)
 
     @property
     def users_path(self) -> Path:
@@ -121,7 +140,7 @@ class Dataset:
 
     @cached_property
     def _samples(self) -> SampleStore:
-        return SampleStore.read(self.path / SAMPLES, self._campaigns["campaign_id"], self.user_id_type)
+        return self._read or SampleStore.read(self.path / SAMPLES, self._campaigns["campaign_id"], self.user_id_type)
 
 
 def _check_users(path: Path) -> pa.DataType:

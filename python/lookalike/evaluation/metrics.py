@@ -6,6 +6,7 @@ Knows arrays only: no models, no campaigns, no datasets.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +51,33 @@ def auc(labels: Labels, scores: Scores) -> float:
         InvalidInput: lengths differ, scores hold NaN, or labels are not both 0 and 1.
     """
     labels, scores = _checked(labels, scores)
-    _, group, size = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(size) - (size - 1) / 2  # ranks from 1; a group of ties shares its mean
     positives = int(np.count_nonzero(labels))
     negatives = len(labels) - positives
-    above = mean_rank[group][labels == 1].sum() - positives * (positives + 1) / 2
+    above = _ranks(scores)[labels == 1].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))
+
+
+def pooled_auc(rankings: Sequence[tuple[Labels, Scores]]) -> float:
+    """AUC over the users of all campaigns at once, given as `(labels, scores)`, `[users]` each.
+
+    Scores of models adapted apart share no scale, so a user counts by rank among the candidates of the campaign, as a
+    share of them. Large campaigns weigh more than they do in a mean over campaigns.
+
+    Raises:
+        InvalidInput: as `auc`, of any campaign; or there is none.
+    """
+    if not rankings:
+        raise InvalidInput("no campaign to pool; give one at least", field="rankings")
+    checked = [_checked(labels, scores) for labels, scores in rankings]
+    shares = [(_ranks(scores) - 0.5) / len(scores) for _, scores in checked]
+    return auc(np.concatenate([labels for labels, _ in checked]), np.concatenate(shares))
+
+
+def _ranks(scores: Scores) -> npt.NDArray[np.float64]:
+    """Ranks from 1, ascending; ties share the mean of theirs."""
+    _, group, size = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks: npt.NDArray[np.float64] = (np.cumsum(size) - (size - 1) / 2)[group]
+    return ranks
 
 
 def precision_recall(

@@ -83,7 +83,7 @@ class System(Protocol):
     Attributes:
         key: names it on the command line and in files.
         title: names it in the table; a stand-in says so.
-        offline_rates, online_rates: what to try for each stage, (default,) where there is nothing to tune.
+        offline_rates, online_rates: what to try for each stage, the default first; alone where nothing is to be tuned.
     """
 
     key: str

@@ -42,6 +42,11 @@ class LogisticRegression:
         self._solver.fit(one_hot(self._schema, users), labels)
         return self
 
+    @property
+    def iterations(self) -> int:
+        """Of the solver, each over all users; fitted models only."""
+        return int(self._solver.n_iter_[0])
+
     def score(self, users: EncodedColumns) -> npt.NDArray[np.float64]:
         """Log-odds `[n]` that each user is interested."""
         scores: npt.NDArray[np.float64] = self._solver.decision_function(one_hot(self._schema, users))

@@ -1,0 +1,139 @@
+"""`lookalike bench`: every system on one dataset, the table, and the figures.
+
+Knows `evaluation`; systems load what they need (torch, scikit-learn) when they run.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lookalike.cli import display
+
+if TYPE_CHECKING:
+    from lookalike.evaluation.summary import Summary
+    from lookalike.evaluation.systems.registry import Factory
+
+ROOT = Path(".bench")
+
+
+def bench(
+    dataset: Annotated[
+        Path,
+        typer.Argument(metavar="DATASET_DIR", help="Folder with users, campaigns and samples.", show_default=False),
+    ],
+    systems: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Which rows of the table, by their keys.  [default: all]")
+    ] = None,
+    runs: Annotated[int, typer.Option(help="How many runs; they differ in seed and split.")] = 5,
+    limit: Annotated[
+        int | None, typer.Option(help="Test campaigns a run at most, the same for every system: a quick look.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Of pre-training, the same for every system.  [default: one pass, 2,000,000 at most]"),
+    ] = None,
+    grouped: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="Hold out whole groups of campaigns: those of one author_id, say."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Results and tables.  [default: .bench/NAME]"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Of torch.  [default: torch's own choice]")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure these systems again, whatever is stored.")] = False,
+    table_only: Annotated[bool, typer.Option("--table-only", help="Measure nothing: show what is finished.")] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Draw the figures, too.")] = False,
+) -> None:
+    """Train and evaluate every system under one protocol and one budget, and write the table.
+
+    A run that is finished is kept: after Ctrl-C the same command goes on from there. The table is written after every
+    run, as text, Markdown, CSV and JSON. Rates are tuned on held-out training campaigns, never on test campaigns.
+
+    \b
+    Examples:
+      lookalike bench ml1m
+      lookalike bench ml1m --systems lr,lookalike --runs 1 --limit 20
+      lookalike bench kuairand --grouped author_id
+      lookalike bench ml1m --table-only --figures
+    """
+    from lookalike.evaluation.systems.registry import chosen
+
+    rows = chosen(None if systems is None else [key.strip() for key in systems.split(",") if key.strip()])
+    options = {"runs": runs, "limit": limit, "samples": samples, "grouped": grouped}
+    folder = output or ROOT / _name(dataset, limit=limit, samples=samples, grouped=grouped)
+    command = _command(dataset, {"systems": systems, **options, "output": output, "threads": threads})
+    if table_only:
+        summary = _stored(folder, list(rows), dataset, runs, command)
+    else:
+        summary = _measured(dataset, folder, rows, options, threads=threads, fresh=fresh, command=command)
+    _show(summary, folder, figures=figures)
+
+
+def _measured(
+    dataset: Path,
+    folder: Path,
+    rows: Mapping[str, Factory],
+    options: Mapping[str, Any],
+    *,
+    threads: int | None,
+    fresh: bool,
+    command: str,
+) -> Summary:
+    from lookalike.evaluation.bench import Watch, run_bench
+
+    with ExitStack() as stack:
+        asked = stack.enter_context(display.interruptible())
+        report = stack.enter_context(display.progress())
+        if threads is not None:
+            from lookalike.scoring.compiled import compute_threads
+
+            stack.enter_context(compute_threads(threads))
+        watch = Watch(report, asked.is_set)
+        return run_bench(dataset, folder, rows, **options, fresh=fresh, command=command, watch=watch)
+
+
+def _stored(folder: Path, rows: list[str], dataset: Path, runs: int, command: str) -> Summary:
+    from lookalike.evaluation.bench import summary_of
+    from lookalike.evaluation.results import ResultFolder
+
+    return summary_of(ResultFolder.open(folder), rows, name=dataset.resolve().name, runs=runs, command=command)
+
+
+def _show(summary: Summary, folder: Path, *, figures: bool) -> None:
+    from rich.console import Console
+
+    from lookalike.evaluation.table import TEXT_WIDTH, print_to, write_all
+
+    written = write_all(summary, folder)
+    if figures:
+        from lookalike.evaluation.figures import draw_all
+        from lookalike.evaluation.results import ResultFolder
+
+        keys = [row.key for row in summary.rows]
+        written += draw_all(ResultFolder.open(folder).finished(keys, summary.runs), summary, folder / "figures")
+    console = Console()
+    print_to(console if console.is_terminal else Console(width=TEXT_WIDTH), summary)
+    for path in written:
+        display.say(str(path))
+
+
+def _name(dataset: Path, **options: object) -> str:
+    """Quick looks and other protocols lie beside the whole, not in its way."""
+    return "-".join(
+        [dataset.resolve().name, *(f"{name}-{value}" for name, value in options.items() if value is not None)]
+    )
+
+
+def _command(dataset: Path, options: Mapping[str, object]) -> str:
+    words = ["lookalike", "bench", str(dataset)]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)

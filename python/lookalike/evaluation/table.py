@@ -1,0 +1,303 @@
+"""The summary as text for a terminal, Markdown, CSV and JSON.
+
+Knows the summary; computes nothing but which cell is the best.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lookalike.evaluation.published import PublishedRow
+from lookalike.evaluation.summary import GROUPS, METRICS, Group, Metric, Row, Summary, Versus
+from lookalike.files import write_whole
+
+Mark = Literal["", "best", "second"]
+
+METRIC_TITLES: Mapping[Metric, str] = {"auc": "AUC", "precision": "P@5%", "recall": "R@5%"}
+# Where no terminal says otherwise: no cell is wrapped.
+TEXT_WIDTH = 180
+_NONE = "-"
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table: the title, column heads, and rows of as many cells."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+def write_all(summary: Summary, folder: Path) -> list[Path]:
+    """`table.txt`, `table.md`, `table.csv`, `comparisons.csv` and `table.json`, whole; returns their paths."""
+    text = io.StringIO()
+    print_to(Console(file=text, width=TEXT_WIDTH), summary)
+    content = {
+        "table.txt": text.getvalue(),
+        "table.md": as_markdown(summary),
+        "table.csv": as_csv(summary),
+        "comparisons.csv": comparisons_as_csv(summary),
+        "table.json": json.dumps(asdict(summary), indent=1, ensure_ascii=False) + "\n",
+    }
+    for name, written in content.items():
+        write_whole(folder / name, written.encode())
+    return [folder / name for name in content]
+
+
+def print_to(console: Console, summary: Summary) -> None:
+    """Tables with the best in bold and the second underlined, then the notes."""
+    styles = {"": "", "best": "bold", "second": "underline"}
+    for section in sections(summary):
+        table = Table(title=section.title, title_justify="left", title_style="bold")
+        for number, head in enumerate(section.heads):
+            table.add_column(head, justify="left" if number == 0 else "right")
+        for row in section.rows:
+            table.add_row(*(Text(cell.text, styles[cell.mark]) for cell in row))
+        console.print(table)
+    for note in notes(summary):
+        console.print(Text(note))
+
+
+def as_markdown(summary: Summary) -> str:
+    """Pipe tables with the best in bold and the second underlined, then the notes as a list."""
+    marked = {"": "{}", "best": "**{}**", "second": "<u>{}</u>"}
+    lines = [f"# {summary.name}", ""]
+    for section in sections(summary):
+        lines += [
+            f"## {section.title}",
+            "",
+            _pipes(section.heads),
+            _pipes(["---"] + ["---:"] * (len(section.heads) - 1)),
+        ]
+        lines += [_pipes([marked[cell.mark].format(_escaped(cell.text)) for cell in row]) for row in section.rows]
+        lines.append("")
+    return "\n".join([*lines, *(f"- {note}" for note in notes(summary)), ""])
+
+
+def as_csv(summary: Summary) -> str:
+    """One line a system."""
+    return _csv([dict(_flat(row)) for row in summary.rows])
+
+
+def comparisons_as_csv(summary: Summary) -> str:
+    """Ours minus each row: one line for each system, group and metric."""
+    return _csv(
+        [
+            {
+                "system": row.key,
+                "group": group,
+                "metric": metric,
+                **{
+                    ("difference" if name == "mean" else name): value
+                    for name, value in asdict(versus.difference).items()
+                },
+                "p_holm": versus.p_holm,
+                "p_runs": versus.p_runs,
+            }
+            for row in summary.rows
+            for group, metrics in row.versus.items()
+            for metric, versus in metrics.items()
+        ]
+    )
+
+
+def sections(summary: Summary) -> list[Section]:
+    """The tables in order; a comparison only where there is something to compare."""
+    threshold = summary.identity.threshold
+    found = [
+        _metric_section(summary, "All test campaigns", ("all",), pooled=True),
+        _metric_section(summary, f"By seeds: at most T = {threshold:,}, and more", ("few", "many"), pooled=False),
+    ]
+    if any(row.versus for row in summary.rows):
+        found.append(_versus_section(summary))
+    return [*found, _cost_section(summary)]
+
+
+def _metric_section(summary: Summary, title: str, groups: Sequence[Group], *, pooled: bool) -> Section:
+    short = {"all": "", "few": "≤ T ", "many": "> T "}
+    columns = [(group, metric) for group in groups for metric in METRICS]
+    marks = {column: _marks(summary, *column) for column in columns}
+    heads = ["System", "Runs", *(short[group] + METRIC_TITLES[metric] for group, metric in columns)]
+    rows = []
+    for row in summary.rows:
+        cells = [Cell(row.title), Cell(_runs(row, summary))]
+        for group, metric in columns:
+            text = _spread(row, group, metric)
+            figure = _published(row.published, group, metric)
+            cells.append(
+                Cell(text if figure is None else f"{text} [{figure:.4f}]", marks[group, metric].get(row.key, ""))
+            )
+        if pooled:
+            deviation = row.pooled_auc.deviation
+            cells.append(Cell(f"{row.pooled_auc.mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")))
+        rows.append(cells)
+    return Section(title, [*heads, "AUC, pooled"] if pooled else heads, rows)
+
+
+def _versus_section(summary: Summary) -> Section:
+    ours = next(row.title for row in summary.rows if row.key == summary.ours)
+    names = {"all": "all", "few": "≤ T", "many": "> T"}
+    rows = [
+        [
+            Cell(row.title),
+            Cell(names[group]),
+            *(Cell(_difference(versus)) for versus in metrics.values()),
+            Cell(" / ".join(str(getattr(metrics["auc"].difference, n)) for n in ("wins", "ties", "losses"))),
+            Cell(" / ".join(_p(versus.p_runs) for versus in metrics.values())),
+        ]
+        for row in summary.rows
+        for group, metrics in row.versus.items()
+    ]
+    heads = ["System", "Seeds", *METRIC_TITLES.values(), "AUC: wins / ties / losses", "t-test over runs, p"]
+    return Section(f"{ours} minus each: difference, 95% interval, p after Holm", heads, rows)
+
+
+def _cost_section(summary: Summary) -> Section:
+    heads = ["System", "Rate, offline", "Rate, online", "Pre-training, s", "Samples"]
+    rows = [
+        [
+            Cell(row.title),
+            Cell(f"{row.rates.offline:g}" if row.offline_samples else _NONE),
+            Cell(f"{row.rates.online:g}"),
+            Cell(f"{row.offline_seconds:,.1f}"),
+            Cell(f"{row.offline_samples:,.0f}"),
+            Cell(f"{row.online_seconds:,.3f}"),
+            Cell(f"{row.online_samples:,.0f}"),
+        ]
+        for row in summary.rows
+    ]
+    return Section("Cost", [*heads, "Adaptation, s a campaign", "Samples a campaign"], rows)
+
+
+def notes(summary: Summary) -> Iterator[str]:
+    """What must be known to read the tables."""
+    facts, identity = summary.facts, summary.identity
+    counts = facts.campaigns
+    yield (
+        f"{summary.name}: {counts['all']:,.0f} test campaigns a run (at most T = {identity.threshold:,} seeds: "
+        f"{counts['few']:,.0f}, more: {counts['many']:,.0f}); means over campaigns, then over runs, ± standard "
+        "deviation over runs. Runs differ in seed and split."
+    )
+    yield "Pooled AUC: over the users of all campaigns at once, each by rank within the campaign."
+    rates = [_NONE if facts.base_rates[group] is None else f"{facts.base_rates[group]:.1%}" for group in GROUPS]
+    yield f"Base rate, which P@5% is by chance: {rates[0]} (≤ T: {rates[1]}, > T: {rates[2]})."
+    yield (
+        f"Pre-training: {identity.samples:,} samples for every system that has one. Rates are tuned once, on held-out "
+        "training campaigns of run 0 that are test campaigns in no run."
+    )
+    if identity.limit is not None:
+        yield f"At most {identity.limit:,} test campaigns a run: a quick look."
+    if identity.grouped is not None:
+        yield f"Campaigns of one {identity.grouped} are all for training or all for testing."
+    if facts.left_out:
+        yield f"{facts.left_out:,.1f} test campaigns a run cannot be judged: one label only, or under 20 candidates."
+    if facts.repeated:
+        yield (
+            f"In {facts.repeated:.1%} of the campaigns, more than a tenth of the candidates are among the campaign's "
+            "own training samples: whoever remembers them has an advantage there."
+        )
+    if any(row.published for row in summary.rows):
+        yield "In brackets: the paper's Tables 2 and 4, on its own split."
+    incomplete = [
+        f"{row.title} ({len(row.runs)} of {summary.runs} runs)" for row in summary.rows if _lacks(row, summary)
+    ]
+    incomplete += [f"{key} (0 of {summary.runs} runs)" for key in summary.absent]
+    if incomplete:
+        yield f"Not finished: {', '.join(incomplete)}."
+    other = [row.title for row in summary.rows if row.other_code]
+    if other:
+        yield f"Measured by another version of the code, in part at least: {', '.join(other)}."
+    for machine in summary.machines:
+        yield "Machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "."
+    yield f"Command: {summary.command}"
+
+
+def _marks(summary: Summary, group: Group, metric: Metric) -> dict[str, Mark]:
+    """The best and the second of the rows with the most runs: others were asked less."""
+    most = max(len(row.runs) for row in summary.rows)
+    found = [(row.metrics[group][metric], row.key) for row in summary.rows if len(row.runs) == most]
+    means = sorted({spread.mean for spread, _ in found if spread is not None}, reverse=True)
+    marks: dict[float, Mark] = dict(zip(means, ("best", "second"), strict=False))
+    if len(found) < 2:
+        return {}
+    return {key: marks.get(spread.mean, "") for spread, key in found if spread is not None}
+
+
+def _lacks(row: Row, summary: Summary) -> bool:
+    return len(row.runs) < summary.runs
+
+
+def _runs(row: Row, summary: Summary) -> str:
+    return f"{len(row.runs)} of {summary.runs}" if _lacks(row, summary) else str(len(row.runs))
+
+
+def _spread(row: Row, group: Group, metric: Metric) -> str:
+    spread = row.metrics[group][metric]
+    if spread is None:
+        return _NONE
+    return f"{spread.mean:.4f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.4f}")
+
+
+def _published(row: PublishedRow | None, group: Group, metric: Metric) -> float | None:
+    if row is None or group == "all":
+        return None
+    return (row.few if group == "few" else row.many)[METRICS.index(metric)]
+
+
+def _difference(versus: Versus) -> str:
+    found = versus.difference
+    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] {_p(versus.p_holm)}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+
+
+def _flat(row: Row) -> Iterator[tuple[str, object]]:
+    yield from (("system", row.key), ("title", row.title), ("runs", len(row.runs)))
+    for group in GROUPS:
+        for metric in METRICS:
+            spread = row.metrics[group][metric]
+            yield f"{group}_{metric}", None if spread is None else spread.mean
+            yield f"{group}_{metric}_sd", None if spread is None else spread.deviation
+            if group != "all":
+                yield f"{group}_{metric}_published", _published(row.published, group, metric)
+    yield from (("pooled_auc", row.pooled_auc.mean), ("pooled_auc_sd", row.pooled_auc.deviation))
+    yield from (("offline_rate", row.rates.offline), ("online_rate", row.rates.online))
+    for name in ("offline_seconds", "offline_samples", "online_seconds", "online_samples"):
+        yield name, getattr(row, name)
+
+
+def _csv(lines: Sequence[Mapping[str, object]]) -> str:
+    text = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return text.getvalue()
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
