@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lookalike.dataset.layout import Dataset
+from lookalike.dataset.layout import Dataset, Split
 from lookalike.errors import DataCorrupted, InvalidInput, LookalikeError, NotFound, SchemaError
 
 Columns = dict[str, Any]
@@ -217,3 +217,22 @@ def test_every_sample_is_in_one_group_in_file_order(sample_dataset: Path) -> Non
             assert list(zip(user_ids.to_pylist(), labels.tolist(), strict=True)) == expected
             rows += len(expected)
     assert rows == len(table)
+
+
+def test_another_split_of_the_same_campaigns(sample_dataset: Path) -> None:
+    dataset = Dataset.open(sample_dataset)
+    ids = dataset.campaign_ids()
+    splits: list[Split | None] = ["test", "train", None, *("train" for _ in ids[3:])]
+    other = dataset.with_splits(splits)
+    assert other.campaign_ids("test") == ids[:1]
+    assert other.campaign_ids("train") == [ids[1], *ids[3:]]
+    assert other.campaign_ids() == ids
+    assert other.campaign_features(ids[2]) == dataset.campaign_features(ids[2])
+    for campaign in ids:
+        users, labels = other.samples(campaign, "seed")
+        assert users.equals(dataset.samples(campaign, "seed")[0])
+        assert labels.tolist() == dataset.samples(campaign, "seed")[1].tolist()
+    assert dataset.campaign_ids("train") != other.campaign_ids("train")
+    for wrong in ([], ["train"] * (len(ids) - 1), ["test"] * len(ids)):
+        with pytest.raises(InvalidInput):
+            dataset.with_splits(wrong)  # type: ignore[arg-type]

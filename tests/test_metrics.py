@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from lookalike.errors import InvalidInput
-from lookalike.evaluation.metrics import auc, evaluate, precision_recall
+from lookalike.evaluation.metrics import auc, evaluate, pooled_auc, precision_recall
 
 Case = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]
 
@@ -99,3 +99,22 @@ def test_a_top_of_nobody_is_refused() -> None:
         precision_recall(np.array([0, 1] * 9), np.zeros(18), np.arange(18))
     with pytest.raises(InvalidInput, match="user ids"):
         precision_recall(np.array([0, 1] * 10), np.zeros(20), np.arange(19))
+
+
+def test_pooled_users_count_by_rank_within_their_campaign() -> None:
+    labels = np.array([1, 0, 0, 0], np.int8)
+    high, low = np.array([9.0, 8.0, 7.0, 6.0]), np.array([0.2, 0.3, 0.1, 0.2])
+    # Ranks 4 3 2 1 and 2.5 4 1 2.5, as shares .875 .625 .375 .125 and .5 .875 .125 .5: the first positive is above five
+    # of six and level with one, the second above three and level with one.
+    assert pooled_auc([(labels, high), (labels, low)]) == pytest.approx((5.5 + 3.5) / 12)
+    assert pooled_auc([(labels, high), (labels, 100 * low - 7)]) == pooled_auc([(labels, high), (labels, low)])
+
+
+@given(_cases())
+def test_pooled_alone_is_the_campaign_s_own(case: Case) -> None:
+    assert pooled_auc([case]) == pytest.approx(auc(*case))
+
+
+def test_nothing_to_pool_is_refused() -> None:
+    with pytest.raises(InvalidInput):
+        pooled_auc([])

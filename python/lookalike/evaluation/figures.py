@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from lookalike.evaluation.comparison import mean_interval
 from lookalike.evaluation.results import RunResult
@@ -32,6 +33,7 @@ _DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", 
 _OURS = "black"
 _BINS = 6
 _STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -71,12 +73,15 @@ def auc_by_seeds(results: Results, summary: Summary) -> Figure:
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
     for panel, row in zip(panels, shown, strict=False):
-        _curve(panel, results[row.key], edges, _COLOURS[0], "-", row.title)
+        _curve(panel, results[row.key], edges, _COLOURS[0], "-", "as named above")
         if summary.ours in results and row.key != summary.ours:
             ours = next(other.title for other in summary.rows if other.key == summary.ours)
             _curve(panel, results[summary.ours], edges, _OURS, "--", ours)
         panel.set_xscale("log")
-        panel.set_title(row.title, fontsize=8)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_title(row.title, fontsize=7)
     panels[0].legend(fontsize=7)
     figure.supxlabel("seeds of the campaign")
     figure.supylabel("AUC")
@@ -104,6 +109,7 @@ def auc_by_group(summary: Summary) -> Figure:
             label=label,
             error_kw={"elinewidth": 0.8},
         )
+    axes.set_ylim(-0.6, len(summary.rows) - 0.4)
     axes.set_yticks(places, [row.title for row in summary.rows])
     for name, row in zip(axes.get_yticklabels(), summary.rows, strict=True):
         name.set_fontweight("bold" if row.key == summary.ours else "normal")
@@ -123,6 +129,7 @@ def adaptation_loss(results: Results, summary: Summary) -> Figure | None:
     for row, (colour, dashes) in zip(with_losses, _looks(summary, with_losses), strict=True):
         curve = _mean_curve(_losses(results[row.key]))
         axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, linestyle=dashes, label=row.title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epochs of adaptation")
     axes.set_ylabel("training loss, mean over campaigns")
     figure.legend(loc="outside right upper", fontsize=7)

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lookalike.evaluation.comparison import RESAMPLES
 from lookalike.evaluation.published import PublishedRow
 from lookalike.evaluation.summary import GROUPS, METRICS, Group, Metric, Row, Summary, Versus
 from lookalike.files import write_whole
@@ -64,9 +66,9 @@ def print_to(console: Console, summary: Summary) -> None:
     """Tables with the best in bold and the second underlined, then the notes."""
     styles = {"": "", "best": "bold", "second": "underline"}
     for section in sections(summary):
-        table = Table(title=section.title, title_justify="left", title_style="bold")
+        table = Table(title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
         for number, head in enumerate(section.heads):
-            table.add_column(head, justify="left" if number == 0 else "right")
+            table.add_column(head, justify="right" if number else "left")
         for row in section.rows:
             table.add_row(*(Text(cell.text, styles[cell.mark]) for cell in row))
         console.print(table)
@@ -155,7 +157,7 @@ def _versus_section(summary: Summary) -> Section:
     names = {"all": "all", "few": "≤ T", "many": "> T"}
     rows = [
         [
-            Cell(row.title),
+            Cell(row.title if group == next(iter(row.versus)) else ""),
             Cell(names[group]),
             *(Cell(_difference(versus)) for versus in metrics.values()),
             Cell(" / ".join(str(getattr(metrics["auc"].difference, n)) for n in ("wins", "ties", "losses"))),
@@ -164,7 +166,7 @@ def _versus_section(summary: Summary) -> Section:
         for row in summary.rows
         for group, metrics in row.versus.items()
     ]
-    heads = ["System", "Seeds", *METRIC_TITLES.values(), "AUC: wins / ties / losses", "t-test over runs, p"]
+    heads = ["System", "Seeds", *METRIC_TITLES.values(), "AUC: won / tied / lost", "t-test, p"]
     return Section(f"{ours} minus each: difference, 95% interval, p after Holm", heads, rows)
 
 
@@ -194,6 +196,12 @@ def notes(summary: Summary) -> Iterator[str]:
         f"{counts['few']:,.0f}, more: {counts['many']:,.0f}); means over campaigns, then over runs, ± standard "
         "deviation over runs. Runs differ in seed and split."
     )
+    if any(row.versus for row in summary.rows):
+        yield (
+            "Differences: bootstrap over campaigns, each with all its runs; p is corrected for the metrics and groups "
+            f"of the row and cannot be below {len(GROUPS) * len(METRICS) * 2 / (RESAMPLES + 1):.4f}. The t-test is "
+            "over runs, as the paper has it (AUC / P@5% / R@5%)."
+        )
     yield "Pooled AUC: over the users of all campaigns at once, each by rank within the campaign."
     rates = [_NONE if facts.base_rates[group] is None else f"{facts.base_rates[group]:.1%}" for group in GROUPS]
     yield f"Base rate, which P@5% is by chance: {rates[0]} (≤ T: {rates[1]}, > T: {rates[2]})."
@@ -262,7 +270,8 @@ def _published(row: PublishedRow | None, group: Group, metric: Metric) -> float 
 
 def _difference(versus: Versus) -> str:
     found = versus.difference
-    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] {_p(versus.p_holm)}"
+    mean, low, high = (f"{value:+.4f}".replace("0.", ".", 1) for value in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}] {_p(versus.p_holm)}"
 
 
 def _p(value: float | None) -> str:
