@@ -222,7 +222,8 @@ def test_every_sample_is_in_one_group_in_file_order(sample_dataset: Path) -> Non
 def test_another_split_of_the_same_campaigns(sample_dataset: Path) -> None:
     dataset = Dataset.open(sample_dataset)
     ids = dataset.campaign_ids()
-    splits: list[Split | None] = ["test", "train", None, *("train" for _ in ids[3:])]
+    splits: list[Split | None] = ["train"] * len(ids)
+    splits[0], splits[2] = "test", None
     other = dataset.with_splits(splits)
     assert other.campaign_ids("test") == ids[:1]
     assert other.campaign_ids("train") == [ids[1], *ids[3:]]
