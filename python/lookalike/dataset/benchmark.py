@@ -47,7 +47,7 @@ _PRODUCT_TYPES, _CREATIVE_SIZES = 6, 14
 _FIRST_USER, _FIRST_CAMPAIGN = 10**6, 10**4  # beyond any row's number, so that an id is never mistaken for one
 _METRICS = ("auc", "precision", "recall")
 
-# What each knob may be. The most users and campaigns are what fits: 4 bytes a user and campaign, 2 KB a user.
+# What each knob may be, at least and at most.
 _RANGES: dict[str, tuple[float, float]] = {
     "users": (2000, 1_000_000),
     "train_campaigns": (2, 10_000),
