@@ -128,6 +128,10 @@ def test_a_machine_s_refusal_names_the_file() -> None:
         (["simulate", "out", "--users", "3"], 2, "200"),
         (["simulate", "out", "--pool"], 2, "lean or tencent"),
         (["simulate", "out", "--profile", "lean", "--pool", "--campaigns", "9"], 2, "not for --pool"),
+        (["simulate", "out", "--benchmark", "--users", "9"], 2, "--knob users"),
+        (["simulate", "out", "--benchmark", "--preset", "hard"], 2, "independent"),
+        (["simulate", "out", "--benchmark", "--knob", "seed=9"], 2, "seeds"),
+        (["simulate", "out", "--preset", "shared"], 2, "for --benchmark"),
         (["client", "expand", "--campaign", "a", "-k", "1"], 2, "--seeds"),
         (["client", "get", "nothing"], 2, "neither"),
         (["client", "list", "--server", "127.0.0.1:1", "--timeout", "0.1"], 7, "connect"),
@@ -251,6 +255,19 @@ def test_from_nothing_to_a_verified_audience(
         members.set_column(rank, "rank", members["rank"].take(list(range(49, -1, -1)))), "audience/audience.parquet"
     )
     assert run(["verify", "audience"]) == 8
+
+
+def test_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    knobs = {"users": 2000, "train_campaigns": 3, "test_campaigns": 2, "vocabulary": 0.004}
+    turned = [word for name, value in knobs.items() for word in ("--knob", f"{name}={value}")]
+    order = ["simulate", str(tmp_path / "d"), "--benchmark", "--preset", "few-seeds", *turned]
+    assert run(order) == 0
+    said = capsys.readouterr().out
+    best = json.loads((tmp_path / "d" / "optimum.json").read_text())
+    assert f"best AUC            {best['mean']['auc']:.4f}" in said
+    assert best["knobs"] == {**best["knobs"], **knobs, "seeds": 30.0}
+    assert len(Dataset.open(tmp_path / "d").campaign_ids("test")) == 2
+    assert run(order) == 4
 
 
 def test_a_simulated_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,9 +56,16 @@ def get(
 def simulate(
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.")],
     profile: Annotated[str, typer.Option(help="Kind of users: sample, lean or tencent.")] = "sample",
-    users: Annotated[int, typer.Option(help="How many users.")] = 5000,
+    users: Annotated[int | None, typer.Option(help="How many users.  [default: 5000]")] = None,
     campaigns: Annotated[int | None, typer.Option(help="How many campaigns, some for testing.  [default: 60]")] = None,
     pool: Annotated[bool, typer.Option("--pool", help="Write a pool of users alone, of any size.")] = False,
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Write a dataset of which the best possible ranking is known.")
+    ] = False,
+    preset: Annotated[str | None, typer.Option(help="Which benchmark; see below.  [default: shared]")] = None,
+    knobs: Annotated[
+        list[str] | None, typer.Option("--knob", metavar="NAME=VALUE", help="Turn one knob of the preset; repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     string_ids: Annotated[bool, typer.Option("--string-ids", help="Ids are strings, not integers.")] = False,
     overwrite: Overwrite = False,
@@ -69,12 +76,29 @@ def simulate(
     7 multi-valued fields. Their vocabularies are fixed, and the users of a dataset are the first ones of every pool
     with the same profile and seed: train on the dataset and a small pool, and expand over a large one.
 
+    With --benchmark the best ranking is known and lies beside the data, optimum.json and optimum.parquet, for a
+    ranking to be compared with. Presets: shared, conflict, few-seeds, interactions, corrupted-ids, and independent,
+    where campaigns have nothing in common. docs/synthetic.md explains them and their knobs, users and seeds among them.
+
     \b
     Examples:
       lookalike simulate sample --users 5000 --campaigns 60
       lookalike simulate history --profile lean --users 200000
       lookalike simulate pool --profile lean --users 1000000000 --pool
+      lookalike simulate hard --benchmark --preset few-seeds --knob interactions=0.3
     """
+    if benchmark:
+        if pool or profile != "sample" or users is not None or campaigns is not None or string_ids:
+            raise InvalidInput(
+                "--pool, --profile, --users, --campaigns and --string-ids are not for --benchmark: its knobs say how "
+                "many there are, as in --knob users=20000",
+                field="benchmark",
+            )
+        _simulate_benchmark(output, preset or "shared", knobs or [], seed, overwrite)
+        return
+    if preset is not None or knobs:
+        raise InvalidInput("--preset and --knob are for --benchmark", field="benchmark")
+    users = 5000 if users is None else users
     if pool:
         if campaigns is not None or string_ids:
             raise InvalidInput("--campaigns and --string-ids are for datasets, not for --pool", field="pool")
@@ -92,6 +116,23 @@ def simulate(
         profile=profile,
     )
     _summary(output)
+
+
+def _simulate_benchmark(output: Path, preset: str, changes: list[str], seed: int, overwrite: bool) -> None:
+    from lookalike.dataset.benchmark import choose_knobs, read_optimum, simulate_benchmark
+
+    knobs = choose_knobs(preset, changes)
+    with display.progress() as report:
+        simulate_benchmark(
+            output,
+            knobs,
+            seed=seed,
+            overwrite=overwrite,
+            report=lambda what, done, total: report(what, done, total, ""),
+        )
+    best = read_optimum(output)["mean"]
+    shown = (("AUC", "auc"), ("P@5%", "precision"), ("R@5%", "recall"))
+    _summary(output, *((f"best {title}", f"{best[name]:.4f}") for title, name in shown))
 
 
 def _simulate_pool(output: Path, profile: str, users: int, seed: int, overwrite: bool) -> None:
@@ -172,7 +213,7 @@ def _pool_summary(pool: Pool) -> None:
     )
 
 
-def _summary(path: Path) -> None:
+def _summary(path: Path, *more: tuple[str, object]) -> None:
     import pyarrow.parquet as pq
 
     from lookalike.dataset.layout import Dataset
@@ -184,5 +225,6 @@ def _summary(path: Path) -> None:
             ("users", pq.read_metadata(dataset.users_path).num_rows),
             ("campaigns to train", len(dataset.campaign_ids("train"))),
             ("campaigns to test", len(dataset.campaign_ids("test"))),
+            *more,
         ]
     )
