@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +77,13 @@ def test_users_have_the_paper_s_fields_and_zero_is_missing(dataset: Dataset) -> 
             assert row[name] == (None if said.get(name, [0]) == [0] else said[name])
 
 
-def test_lists_are_cut_if_asked(raw: Path, tmp_path: Path) -> None:
-    convert(raw, tmp_path / "out", longest=2)
-    for row in pq.read_table(tmp_path / "out" / "users.parquet").to_pylist():
-        said = raw_files.features(row["user_id"])
-        assert row["interest1"] == (said["interest1"][:2] if said.get("interest1", [0]) != [0] else None)
-        assert row["topic1"] == said["topic1"][:2]
+@pytest.mark.parametrize("longest", [1, 3])
+def test_lists_are_cut_if_asked_and_what_is_left_of_one_is_not_missing(raw: Path, tmp_path: Path, longest: int) -> None:
+    convert(raw, tmp_path / "out", longest=longest)
+    cut = pq.read_table(tmp_path / "out" / "users.parquet")["interest1"].to_pylist()
+    said = [raw_files.features(raw_files.user_id(user)).get("interest1", [0]) for user in range(USERS)]
+    assert cut == [None if values == [0] else values[:longest] for values in said]
+    assert [0] in cut or longest > 1
 
 
 def test_campaigns_are_ads_with_both_labels_and_three_in_five_are_for_training(
@@ -110,6 +112,16 @@ def test_a_fifth_of_each_ad_s_seeds_and_of_its_others_is_held_out(dataset: Datas
         for label in (1, -1):
             held, every = (sum(row[1] == label for row in part) for part in (audience, seed | audience))
             assert held == round(0.2 * every)
+    table = pq.read_table(dataset.path / "samples.parquet")
+    groups = list(zip(table["campaign_id"].to_pylist(), table["stage"].to_pylist(), strict=True))
+    assert list(dict.fromkeys(groups)) == [key for key, _ in groupby(groups)]  # together, so that no reader need sort
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_either_stage_keeps_both_labels_of_every_ad(raw: Path, tmp_path: Path, share: float) -> None:
+    convert(raw, tmp_path / "out", audience_share=share)
+    found = rows(Dataset.open(tmp_path / "out"))
+    assert all({label for _, label in part} == {1, -1} for part in found.values())
 
 
 def test_a_labelled_test_file_is_the_audience_but_for_pairs_of_train_csv(raw: Path, tmp_path: Path) -> None:
