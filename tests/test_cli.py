@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -43,10 +44,11 @@ def lookalike(*arguments: object) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    found: list[list[str]] = [[]]
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        found += [[name], *([name, sub] for sub in getattr(command, "commands", ()))]
-    return found
+    def within(command: Any, path: list[str]) -> list[list[str]]:
+        below = getattr(command, "commands", {}).items()
+        return [path, *(found for name, sub in below for found in within(sub, [*path, name]))]
+
+    return within(typer.main.get_command(app), [])
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`lookalike ingest`, `simulate` and `dataset get`: getting data into the forms everything else reads.
+"""`lookalike ingest`, `simulate`, `dataset get` and `convert`: getting data into the forms everything else reads.
 
 Knows the dataset and pool rooms; torch is loaded only to read a checkpoint's vocabulary.
 """
@@ -15,14 +15,26 @@ from lookalike.cli.options import Overwrite
 from lookalike.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from lookalike.dataset.malformed import FileReport
     from lookalike.pool.snapshot import Pool
 
-dataset_app = typer.Typer(no_args_is_help=True, help="Published data sets.", rich_markup_mode=None)
+dataset_app = typer.Typer(
+    no_args_is_help=True,
+    help="Published data sets: downloaded from their publishers' own sites, or converted from files you have.",
+    rich_markup_mode=None,
+)
+convert_app = typer.Typer(
+    no_args_is_help=True,
+    help="Convert a data set that nobody offers for download from the files you have of it.",
+    rich_markup_mode=None,
+)
+dataset_app.add_typer(convert_app, name="convert", short_help="convert files you have")
 
 
-@dataset_app.callback()
+@convert_app.callback()
 def _group() -> None:
-    """Published data sets, downloaded from their publishers' own sites."""
+    # A group, for all that it has one command.
+    pass
 
 
 @dataset_app.command()
@@ -51,6 +63,72 @@ def get(
             overwrite=overwrite,
         )
     _summary(dataset.path)
+
+
+@convert_app.command()
+def tencent2018(
+    raw: Annotated[
+        Path, typer.Argument(metavar="RAW", help="Folder with userFeature.data, adFeature.csv and train.csv.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")],
+    audience: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Labelled test rows, aid,uid,label: take the ads' audience from here."),
+    ] = None,
+    audience_share: Annotated[
+        float | None,
+        typer.Option(help="Without --audience: the share of train.csv held out for it.  [default: 0.2]"),
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option(help="Keep the first so many ids of a user's lists; the paper's authors: 10.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split of ads and of what is held out.")] = 0,
+    max_malformed: Annotated[float, typer.Option(help="Share of a file's lines that may be malformed.")] = 0.01,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert the Tencent Ads 2018 look-alike contest: users.parquet, campaigns.parquet, samples.parquet.
+
+    A campaign is an ad. Users have the 14 features of the paper, ads its 6; other fields are left out. 60% of the ads,
+    by seed, are for training. Malformed lines are left out and reported, here and in conversion.json beside the data.
+
+    \b
+    Examples:
+      lookalike dataset convert tencent2018 preliminary_contest_data --output tencent2018
+      lookalike dataset convert tencent2018 raw --output tencent2018 --audience raw/test1_truth.csv
+    """
+    from lookalike.dataset.tencent2018 import REPORT, convert
+
+    with display.progress() as report:
+        conversion = convert(
+            raw,
+            output,
+            audience=audience,
+            audience_share=audience_share,
+            longest=longest,
+            seed=seed,
+            max_malformed=max_malformed,
+            progress=lambda done, total: report("bytes", done, total, ""),
+            overwrite=overwrite,
+        )
+    for file in conversion.files:
+        _say_malformed(file)
+    if conversion.campaigns_left_out:
+        display.say(
+            f"left out, with too few samples of either label: ads {', '.join(map(str, conversion.campaigns_left_out))}"
+        )
+    display.say(f"left out, as in the paper: {', '.join(conversion.fields_left_out)}")
+    _summary(output)
+    display.table([("samples", conversion.samples), ("report", output / REPORT)])
+
+
+def _say_malformed(file: FileReport) -> None:
+    if file.malformed:
+        display.say(f"{file.file}: {file.malformed:,} of {file.lines:,} lines left out")
+    for fault in file.faults:
+        examples = ", ".join(f"{example.line:,} {example.text!r}" for example in fault.examples)
+        display.say(
+            f"  {fault.lines:,} with {fault.kind}: line {examples}{', ...' * (fault.lines > len(fault.examples))}"
+        )
 
 
 def simulate(

@@ -46,6 +46,13 @@ def choose_campaigns(candidates: Rows, share: float, rng: np.random.Generator) -
     return np.sort(rng.permutation(candidates)[:count])
 
 
+def choose_splits(campaigns: int, rng: np.random.Generator) -> pa.Array:
+    """`train` or `test` for each campaign `[campaigns]`, at random in the paper's proportion."""
+    split = np.full(campaigns, "train", object)
+    split[rng.permutation(campaigns)[: int((1 - TRAIN_SHARE) * campaigns)]] = "test"
+    return pa.array(split, pa.string())
+
+
 def build(
     output: Path,
     users: pa.Table,
@@ -69,9 +76,7 @@ def build(
     Raises:
         AlreadyExists: `output` exists and `overwrite` is false.
     """
-    split = np.full(len(interests), "train", object)
-    split[rng.permutation(len(interests))[: int((1 - TRAIN_SHARE) * len(interests))]] = "test"
-    campaigns = campaigns.append_column("split", pa.array(split, pa.string()))
+    campaigns = campaigns.append_column("split", choose_splits(len(interests), rng))
     samples = draw_samples(users["user_id"], campaigns["campaign_id"], interests, rng, reuse_negatives=reuse_negatives)
     return write(
         output,
