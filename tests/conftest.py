@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from lookalike.config import AdaptationConfig, Config, ModelConfig, ScoringConfig, TrainingConfig
-from lookalike.dataset.layout import Dataset
+from lookalike.dataset.layout import USERS, Dataset
 from lookalike.dataset.synthetic import simulate
 from lookalike.pool.ingest import ingest
 from lookalike.pool.snapshot import Pool
@@ -24,15 +24,29 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make test DATA=DIR`."""
-    parser.addoption("--data", type=Path, help="a real data set in the layout, for the tests that want one")
+    parser.addoption(
+        "--data", type=Path, help="real data for the tests that want it: a data set in the layout, or raw files"
+    )
 
 
 @pytest.fixture(scope="session")
 def real_dataset(request: pytest.FixtureRequest) -> Path:
     """The dataset folder given with --data; without one the test is skipped."""
+    return _real_data(request, "a real data set", USERS)
+
+
+@pytest.fixture(scope="session")
+def tencent2018_raw(request: pytest.FixtureRequest) -> Path:
+    """The folder with the contest's raw files given with --data, or a part of them; without one the test is skipped."""
+    return _real_data(request, "raw files of the Tencent Ads 2018 contest", "userFeature.data")
+
+
+def _real_data(request: pytest.FixtureRequest, what: str, file: str) -> Path:
     path: Path | None = request.config.getoption("--data")
     if path is None:
-        pytest.skip("wants a real data set: make test DATA=DIR")
+        pytest.skip(f"wants {what}: make test DATA=DIR")
+    if not (path / file).exists():
+        pytest.skip(f"wants {what}: {path} has no {file}")
     return path
 
 

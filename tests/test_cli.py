@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -43,10 +44,11 @@ def lookalike(*arguments: object) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    found: list[list[str]] = [[]]
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        found += [[name], *([name, sub] for sub in getattr(command, "commands", ()))]
-    return found
+    def within(command: Any, path: list[str]) -> list[list[str]]:
+        below = getattr(command, "commands", {}).items()
+        return [path, *(found for name, sub in below for found in within(sub, [*path, name]))]
+
+    return within(typer.main.get_command(app), [])
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,10 @@ def test_a_machine_s_refusal_names_the_file() -> None:
         (["simulate", "out", "--users", "3"], 2, "200"),
         (["simulate", "out", "--pool"], 2, "lean or tencent"),
         (["simulate", "out", "--profile", "lean", "--pool", "--campaigns", "9"], 2, "not for --pool"),
+        (["simulate", "out", "--benchmark", "--users", "9"], 2, "--knob users"),
+        (["simulate", "out", "--benchmark", "--preset", "hard"], 2, "independent"),
+        (["simulate", "out", "--benchmark", "--knob", "seed=9"], 2, "seeds"),
+        (["simulate", "out", "--preset", "shared"], 2, "for --benchmark"),
         (["client", "expand", "--campaign", "a", "-k", "1"], 2, "--seeds"),
         (["client", "get", "nothing"], 2, "neither"),
         (["client", "list", "--server", "127.0.0.1:1", "--timeout", "0.1"], 7, "connect"),
@@ -251,6 +257,19 @@ def test_from_nothing_to_a_verified_audience(
         members.set_column(rank, "rank", members["rank"].take(list(range(49, -1, -1)))), "audience/audience.parquet"
     )
     assert run(["verify", "audience"]) == 8
+
+
+def test_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    knobs = {"users": 2000, "train_campaigns": 3, "test_campaigns": 2, "vocabulary": 0.004}
+    turned = [word for name, value in knobs.items() for word in ("--knob", f"{name}={value}")]
+    order = ["simulate", str(tmp_path / "d"), "--benchmark", "--preset", "few-seeds", *turned]
+    assert run(order) == 0
+    said = capsys.readouterr().out
+    best = json.loads((tmp_path / "d" / "optimum.json").read_text())
+    assert f"best AUC            {best['mean']['auc']:.4f}" in said
+    assert best["knobs"] == {**best["knobs"], **knobs, "seeds": 30.0}
+    assert len(Dataset.open(tmp_path / "d").campaign_ids("test")) == 2
+    assert run(order) == 4
 
 
 def test_a_simulated_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ for command, summary in (
     (data.simulate, "write a synthetic dataset"),
 ):
     app.command(short_help=summary)(command)
-app.add_typer(data.dataset_app, name="dataset", short_help="get published data sets")
+app.add_typer(data.dataset_app, name="dataset", short_help="get and convert published data sets")
 app.add_typer(pool.pool_app, name="pool", short_help="look at pools, compare and publish them")
 app.add_typer(remote.client_app, name="client", short_help="use a running service")
 app.add_typer(config_app, name="config", short_help="look at the configuration")

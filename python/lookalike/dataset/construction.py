@@ -5,8 +5,7 @@ Knows the layout; knows nothing of where the interest was seen.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +46,13 @@ def choose_campaigns(candidates: Rows, share: float, rng: np.random.Generator) -
     return np.sort(rng.permutation(candidates)[:count])
 
 
+def choose_splits(campaigns: int, rng: np.random.Generator) -> pa.Array:
+    """`train` or `test` for each campaign `[campaigns]`, at random in the paper's proportion."""
+    split = np.full(campaigns, "train", object)
+    split[rng.permutation(campaigns)[: int((1 - TRAIN_SHARE) * campaigns)]] = "test"
+    return pa.array(split, pa.string())
+
+
 def build(
     output: Path,
     users: pa.Table,
@@ -70,19 +76,45 @@ def build(
     Raises:
         AlreadyExists: `output` exists and `overwrite` is false.
     """
-    split = np.full(len(interests), "train", object)
-    split[rng.permutation(len(interests))[: int((1 - TRAIN_SHARE) * len(interests))]] = "test"
-    campaigns = campaigns.append_column("split", pa.array(split, pa.string()))
-    batches = [
-        _samples(campaign_id, interest, users["user_id"].combine_chunks(), reuse_negatives, rng)
-        for campaign_id, interest in zip(campaigns["campaign_id"], interests, strict=True)
-    ]
-    tables = {USERS: users, CAMPAIGNS: campaigns, SAMPLES: pa.Table.from_batches(batches), **(extra or {})}
+    campaigns = campaigns.append_column("split", choose_splits(len(interests), rng))
+    samples = draw_samples(users["user_id"], campaigns["campaign_id"], interests, rng, reuse_negatives=reuse_negatives)
+    return write(
+        output,
+        {USERS: users, CAMPAIGNS: campaigns, SAMPLES: samples, **(extra or {})},
+        files={} if licence is None else {LICENCE: licence.read_bytes()},
+        overwrite=overwrite,
+    )
+
+
+def draw_samples(
+    user_ids: pa.ChunkedArray,
+    campaign_ids: pa.ChunkedArray,
+    interests: Sequence[Interest],
+    rng: np.random.Generator,
+    *,
+    reuse_negatives: bool = False,
+) -> pa.Table:
+    """The samples of all campaigns, one of `interests` each, negatives drawn as `build` says."""
+    users = user_ids.combine_chunks()
+    return pa.Table.from_batches(
+        [
+            _samples(campaign_id, interest, users, reuse_negatives, rng)
+            for campaign_id, interest in zip(campaign_ids, interests, strict=True)
+        ]
+    )
+
+
+def write(output: Path, tables: Mapping[str, pa.Table], *, files: Mapping[str, bytes], overwrite: bool) -> Dataset:
+    """Write the folder, `tables` as Parquet and `files` beside them, by file name, and open it.
+
+    Raises:
+        AlreadyExists: `output` exists and `overwrite` is false. As `Dataset.open`, and then nothing is left.
+    """
     with staged_folder(output, overwrite=overwrite) as folder:
         for name, table in tables.items():
             pq.write_table(table.replace_schema_metadata(None), folder / name, compression="zstd")
-        if licence is not None:
-            shutil.copyfile(licence, folder / LICENCE)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
         Dataset.open(folder)
     return Dataset.open(output)
 

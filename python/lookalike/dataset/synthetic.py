@@ -93,7 +93,7 @@ def _simulate_profile(
     population = Population(find_profile(name), seed)
     batches, tastes = [], []
     for user_ids, columns in population.blocks(0, users):
-        texts = {field.name: _texts(field, columns) for field in population.schema.fields}
+        texts = {field.name: as_text(field, columns) for field in population.schema.fields}
         batches.append(pa.record_batch({"user_id": user_ids, **texts}))
         tastes.append(population.tastes(columns))
     effects = np.concatenate(tastes)  # [users, tastes]
@@ -125,7 +125,7 @@ def _as_advertisements(features: dict[str, pa.Array], rng: np.random.Generator) 
     }
 
 
-def _texts(field: Field, columns: EncodedColumns) -> pa.Array:
+def as_text(field: Field, columns: EncodedColumns) -> pa.Array:
     """A column as text: what `field` encodes as these ids."""
     ids, offsets = columns.ids[field.name], columns.offsets.get(field.name)
     values = pa.array(field.values)
@@ -206,17 +206,24 @@ def _interest(liking: Floats, rng: np.random.Generator, most: int | None = None)
     """
     share = max(rng.uniform(*_INTERESTED), _MIN_INTERESTED / len(liking))
     log_odds = _STRENGTH * (liking - liking.mean()) / liking.std()
-    low, high = -20.0, 20.0
-    for _ in range(50):
-        shift = (low + high) / 2
-        low, high = (shift, high) if np.mean(_sigmoid(log_odds + shift)) < share else (low, shift)
-    interested = rng.permutation(np.flatnonzero(rng.random(len(liking)) < _sigmoid(log_odds + low)))
+    log_odds += intercept(log_odds, share)
+    interested = rng.permutation(np.flatnonzero(rng.random(len(liking)) < sigmoid(log_odds)))
     most = len(interested) if most is None else most
     seeds = round(_SEED_SHARE * len(interested[:most]))
     return Interest(interested[:seeds], interested[seeds:most], interested[most:])
 
 
-def _sigmoid(x: Floats) -> Floats:
+def intercept(log_odds: Floats, share: float) -> float:
+    """What to add to all `log_odds` so that `share` of the users are interested, in expectation."""
+    low, high = -20.0, 20.0
+    for _ in range(50):
+        shift = (low + high) / 2
+        low, high = (shift, high) if np.mean(sigmoid(log_odds + shift)) < share else (low, shift)
+    return low
+
+
+def sigmoid(x: Floats) -> Floats:
+    """The probability of log-odds `x`."""
     return 1 / (1 + np.exp(-x))
 
 
