@@ -1,6 +1,6 @@
 """Figures of the paper (Zhu et al., KDD 2021, doi:10.1145/3447548.3467093), to be printed beside ours on its data.
 
-Knows numbers only.
+Knows numbers, and the contest's fields by which its data are told.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-TENCENT = "tencent2018"
+from lookalike.dataset.tencent2018_files import AD_FIELDS
 
-_AD_FIELDS = {"advertiserId", "adCategoryId", "campaignId", "productId", "productType", "creativeSize"}
+TENCENT = "tencent2018"
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ def published_as(fields: Mapping[str, Sequence[object]]) -> str:
     Tencent's are the six fields of its contest of 2018, each value a number; simulated ones have words.
     """
     values = (value for column in fields.values() for value in column)
-    is_tencent = set(fields) == _AD_FIELDS and all(value is None or str(value).isdecimal() for value in values)
+    is_tencent = set(fields) == set(AD_FIELDS) and all(value is None or str(value).isdecimal() for value in values)
     return TENCENT if is_tencent else ""
