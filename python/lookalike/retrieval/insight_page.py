@@ -24,7 +24,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 def write_page(insight: Insight, path: Path) -> None:
     """Write the page, whole or not at all; a file that is there is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, render(insight).encode())
+    write_whole(path, render(insight).encode(errors="replace"))
 
 
 def render(insight: Insight) -> str:

@@ -30,6 +30,7 @@ table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-nu
 th { text-align: left; font-weight: 600; color: var(--soft); vertical-align: bottom; }
 th, td { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--rule); }
 td { overflow-wrap: anywhere; }
+h1, td { unicode-bidi: isolate; }
 details { margin-top: 18px; }
 summary { cursor: pointer; font-weight: 600; }
 .grid { stroke: var(--rule); stroke-width: 1; }

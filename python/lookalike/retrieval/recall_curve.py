@@ -18,8 +18,8 @@ from lookalike.retrieval.estimate import Counts, Estimate, Floats, Z, band, wils
 # Sizes of a curve: 12 a decade draw a smooth line, and a page still shows them in a table.
 PER_DECADE: Final = 12
 SMALLEST: Final = 10
-# At a size, fewer sampled users than this before the cut place it no better than to a tenth.
-RESOLVED: Final = 100
+# Of a small sample, so many users before a cut place it to a fifth, either way, with 95%.
+RESOLVED: Final = 96
 # How many times as likely as anybody the last user of an audience should be to be like a seed. 1: whoever comes after
 # is below the average of the pool, so chance would do better. 2 and 5: what a broad and a narrow audience commonly
 # want to be above that; conventions.
@@ -94,9 +94,8 @@ class RecallCurve:
     @property
     def smallest(self) -> int:
         """Below this size the sample of users is too coarse to place the cut; `SMALLEST` if it is no sample."""
-        if self.users == self.population:
-            return min(SMALLEST, self.population)
-        return min(max(SMALLEST, math.ceil(RESOLVED * self.population / self.users)), self.population)
+        left = self.population - self.users
+        return min(max(SMALLEST, math.ceil(RESOLVED * left / self.users)), self.population)
 
     def sizes(self) -> list[int]:
         """`PER_DECADE` a decade from the smallest to N."""
@@ -142,10 +141,9 @@ class RecallCurve:
         for name, margin in MARGINS:
             x, y = self._hull
             best = float(x[np.argmax(y - margin * x)]) * self.population
-            if best >= self.smallest:
-                point = self.points([_rounded(best)])[0]
-                if point.lift_band.low > 1:
-                    found.append(Suggestion(name=name, marginal_lift=margin, point=point))
+            point = self.points([_rounded(best)])[0]
+            if best >= 1 and point.lift_band.low > 1:
+                found.append(Suggestion(name=name, marginal_lift=margin, point=point))
         return tuple(found)
 
     def _found(self, share: Floats) -> Counts:
@@ -180,7 +178,8 @@ class RecallCurve:
             return 0
         if order > len(self._ranks):
             return self.population
-        return round(float(self._ranks[max(math.ceil(order), 1) - 1]) * self.population)
+        place = max(math.ceil(order - 1e-9), 1)  # 0.1 and the like are not exact
+        return round(float(self._ranks[place - 1]) * self.population)
 
 
 def _majorant(ranks: Floats, least: float) -> tuple[Floats, Floats]:
@@ -209,5 +208,4 @@ def _rises(first: tuple[float, float], middle: tuple[float, float], last: tuple[
 
 def _rounded(users: float) -> int:
     """To two digits: the curve knows no more."""
-    digits = 1 - math.floor(math.log10(users)) if users > 0 else 0
-    return max(1, int(round(users, digits)))
+    return round(float(f"{max(users, 1.0):.1e}"))

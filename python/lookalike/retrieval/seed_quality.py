@@ -6,6 +6,7 @@ Pure functions of counts and ranks; they know nothing of models or pools. Every 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -30,10 +31,12 @@ MANY_DUPLICATES: Final = 0.05
 # of the interested. Below 0.65 an audience finds them hardly more than twice as well as chance.
 NOT_DISTINCTIVE: Final = 0.55
 WEAK: Final = 0.65
-# Lower end of the share of seeds that rank like random users. Genuine seeds of a weak campaign make it a fifth or so;
-# more than a quarter dilutes what is learnt, more than half outweighs it.
+# Lower end of the share of seeds that rank like random users, where it is not that the seeds are weak altogether.
+# Genuine ones make it a fifth or so; more than a quarter dilutes what is learnt, more than half outweighs it.
 SOME_RANDOM: Final = 0.25
 MOST_RANDOM: Final = 0.5
+# The best of the pool, where seeds of one kind and seeds with strangers among them differ most.
+HEAD: Final = 0.05
 # Fewer held-out seeds that pass a filter are too few to judge by them alone.
 LEAST_ELIGIBLE: Final = 10
 
@@ -119,9 +122,7 @@ def fine_tuning(customised: Floats, general: Floats, *, epochs: int, regression:
     }
     text = texts[outcome]
     if epochs == 0 and regression:
-        text += (
-            " No epoch of fine-tuning helped, so the general network is used, with the campaign's own regression added."
-        )
+        text += " No epoch of it helped the network: the general one is used, with the campaign's own regression added."
     elif epochs == 0:
         text = f"Fine-tuning did not help on the hidden seeds, so the general model is used ({numbers})."
     return FineTuning(
@@ -149,6 +150,18 @@ def random_share(ranks: Floats) -> Estimate:
     return Estimate(*(min(1.0, 2 * end) for end in (below.value, below.low, below.high)))
 
 
+def is_mixed(ranks: Floats) -> bool:
+    """Whether more seeds are at the head than seeds of one kind would have there, who have so many in the lower half.
+
+    Seeds of one kind: scores as normal as the pool's, shifted. Strangers fill the lower half and leave the head of the
+    others as it is.
+    """
+    normal = NormalDist()
+    tail = min(max(float(np.mean(ranks > 0.5)), 1 / len(ranks)), 0.5)
+    expected = normal.cdf(-normal.inv_cdf(tail) + normal.inv_cdf(HEAD))
+    return share_of(int(np.count_nonzero(ranks <= HEAD)), len(ranks)).low > expected
+
+
 def judge(match: SeedMatch, ranks: Floats, tuning: FineTuning, *, passing: int | None = None) -> SeedQuality:
     """The verdict on seeds.
 
@@ -163,7 +176,7 @@ def judge(match: SeedMatch, ranks: Floats, tuning: FineTuning, *, passing: int |
         _lacking(match),
         _duplicates(match),
         _distinctive(tuning),
-        _contaminated(share, tuning),
+        _contaminated(share, tuning, mixed=is_mixed(ranks)),
         _passing(passing, len(ranks)),
     ]
     reasons = tuple(reason for reason in found if reason is not None)
@@ -234,9 +247,9 @@ def _distinctive(tuning: FineTuning) -> Reason | None:
     )
 
 
-def _contaminated(share: Estimate, tuning: FineTuning) -> Reason | None:
+def _contaminated(share: Estimate, tuning: FineTuning, *, mixed: bool) -> Reason | None:
     # Of seeds that are not distinctive every one ranks like a random user: that is said already.
-    if share.low <= SOME_RANDOM or tuning.auc.low < NOT_DISTINCTIVE:
+    if share.low <= SOME_RANDOM or tuning.auc.low < NOT_DISTINCTIVE or not mixed:
         return None
     poor = share.low > MOST_RANDOM
     return Reason(

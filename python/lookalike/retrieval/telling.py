@@ -1,6 +1,9 @@
-"""Which feature values tell seeds from the pool: weighted log-odds (Monroe, Colaresi and Quinn 2008), in words.
+"""Which feature values tell seeds from the pool, in words: shrunk log-odds (Monroe, Colaresi and Quinn 2008), tested.
 
-Counts encoded users a block at a time. Knows the schema; knows nothing of pools or models.
+Their z is log-odds over its standard error, which is least sure of what is most telling: a value that nobody else has.
+Here it is the signed root of the likelihood ratio, which has no such hole. Counts encoded users a block at a time.
+
+Knows the schema; knows nothing of pools or models.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from lookalike.retrieval.estimate import Counts, Floats, discoveries, two_sided
+from lookalike.retrieval.estimate import Counts, Floats, discoveries, divergence, two_sided
 from lookalike.schema import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID, EncodedColumns, FeatureSchema, Field, FieldKind
 
 # Users in the prior, distributed as the pool is: what a few seeds have in common is shrunk to about a tenth.
@@ -34,7 +37,7 @@ class Telling:
         seed_share, pool_share: of the seeds, and of the other eligible users.
         ratio: of the two; None if nobody else has it.
         log_odds: natural logarithm of the ratio of odds, shrunk to 0 where little is known.
-        z: the same in standard errors; by it they are ordered.
+        z: how sure it is, in standard deviations, with the sign of the difference; by it they are ordered.
         name: what they have, for a person.
         text: the same with its shares.
     """
@@ -94,7 +97,7 @@ def telling(schema: FeatureSchema, seeds: ValueCounts, pool: ValueCounts) -> tup
     ours = np.concatenate([seeds.by_field[field.name] for field in schema.fields])
     theirs = np.concatenate([pool.by_field[field.name] for field in schema.fields])
     tested = np.flatnonzero((ours + theirs > 0) & (ours + theirs < seeds.users + pool.users))
-    odds, z = _weighted_log_odds(ours[tested], seeds.users, theirs[tested], pool.users)
+    odds, z = _compared(ours[tested], seeds.users, theirs[tested], pool.users)
     sure = discoveries(two_sided(z), FALSE_DISCOVERIES)
     more = np.flatnonzero(sure & (z > 0) & (ours[tested] >= LEAST_SEEDS))
     less = np.flatnonzero(sure & (z < 0))
@@ -113,16 +116,16 @@ def telling(schema: FeatureSchema, seeds: ValueCounts, pool: ValueCounts) -> tup
     )
 
 
-def _weighted_log_odds(ours: Counts, seeds: int, theirs: Counts, users: int) -> tuple[Floats, Floats]:
-    """Shrunk log-odds ratios and the same in standard errors; nobody may have a value, or everybody."""
+def _compared(ours: Counts, seeds: int, theirs: Counts, users: int) -> tuple[Floats, Floats]:
+    """Shrunk log-odds ratios, and the signed roots of the likelihood ratio of two shares against one."""
     rate = (ours + theirs) / (seeds + users)
-    sides = []
-    for counts, total in ((ours, seeds), (theirs, users)):
-        having = counts + PRIOR_USERS * rate
-        lacking = total - counts + PRIOR_USERS * (1 - rate)
-        sides.append((np.log(having / lacking), 1 / having + 1 / lacking))
-    odds = sides[0][0] - sides[1][0]
-    return odds, odds / np.sqrt(sides[0][1] + sides[1][1])
+    odds = [
+        np.log((counts + PRIOR_USERS * rate) / (total - counts + PRIOR_USERS * (1 - rate)))
+        for counts, total in ((ours, seeds), (theirs, users))
+    ]
+    ratio = 2 * (seeds * divergence(ours / seeds, rate) + users * divergence(theirs / users, rate))
+    # Of equal shares rounding may leave less than nothing.
+    return odds[0] - odds[1], np.sign(ours / seeds - theirs / users) * np.sqrt(np.maximum(ratio, 0))
 
 
 def _telling(
