@@ -24,6 +24,9 @@ RESOLVED: Final = 96
 # is below the average of the pool, so chance would do better. 2 and 5: what a broad and a narrow audience commonly
 # want to be above that; conventions.
 MARGINS: Final = (("narrow", 5.0), ("balanced", 2.0), ("broad", 1.0))
+# Of the seeds a suggested audience should find at least: fewer than one in ten is a handful, in the audience as among
+# the seeds that tell of it.
+LEAST_FOUND: Final = 0.1
 # The shares of seeds that reach is told for.
 SIMILARITIES: Final = (0.9, 0.75, 0.5, 0.25, 0.1)
 
@@ -133,7 +136,7 @@ class RecallCurve:
         return tuple(self._reach(similarity) for similarity in SIMILARITIES)
 
     def suggestions(self) -> tuple[Suggestion, ...]:
-        """Sizes worth a look, smallest first; none where it is not sure that the audience beats chance.
+        """Sizes worth a look, smallest first; none that finds hardly anybody, or is not sure to beat chance.
 
         Where `marginal_lift` falls to m, recall - m * share is greatest: each user more finds less than is asked for.
         """
@@ -142,7 +145,7 @@ class RecallCurve:
             x, y = self._hull
             best = float(x[np.argmax(y - margin * x)]) * self.population
             point = self.points([_rounded(best)])[0]
-            if best >= 1 and point.lift_band.low > 1:
+            if point.recall.value >= LEAST_FOUND and point.lift_band.low > 1:
                 found.append(Suggestion(name=name, marginal_lift=margin, point=point))
         return tuple(found)
 
