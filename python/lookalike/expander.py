@@ -6,10 +6,8 @@ Everything above this floor (runtimes, service, command line) expands through he
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,12 @@ from lookalike.config import Config, ScoringConfig
 from lookalike.errors import AlreadyExists, DataCorrupted, FailedPrecondition
 from lookalike.files import file_digest, staged_folder
 from lookalike.pool.bitmap import Bitmap
-from lookalike.pool.exclusions import Exclude, Exclusions, UserIds, marked_ids
+from lookalike.pool.exclusions import Exclude, UserIds, marked_ids
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience, write_exclusions, write_members, write_receipt, write_seeds
 from lookalike.retrieval.eligibility import Skipped
+from lookalike.retrieval.insight import Insight
+from lookalike.retrieval.preview import MOST_USERS, measure
 from lookalike.retrieval.receipt import (
     AUDIENCE_NAME,
     EXCLUSIONS_NAME,
@@ -33,45 +33,21 @@ from lookalike.retrieval.receipt import (
     RECEIPT_NAME,
     SEEDS_NAME,
     Adaptation,
-    Progress,
     Receipt,
     Rescoring,
-    SeedMatch,
     Stage,
 )
-from lookalike.retrieval.request import Request, check_request, ineligible
+from lookalike.retrieval.request import Request, check_request, counts, ineligible
 from lookalike.retrieval.rescoring import Selection, candidates, rescore
 from lookalike.retrieval.scan import scan
 from lookalike.retrieval.topk import TopK
+from lookalike.retrieval.watch import CancelledCallback, ProgressCallback, Watch
 from lookalike.retrieval.work import Work, identity, work_folder
 from lookalike.schema import FeatureSchema, FeatureValue
 from lookalike.scoring.compiled import TorchScriptEngine, compile_model, compute_threads
 from lookalike.scoring.engine import Engine, is_exact, open_engine, resolve
 from lookalike.training.adapt import Adapted, adapt
 from lookalike.training.checkpoint import Checkpoint, load_checkpoint, to_plain
-
-ProgressCallback = Callable[[Progress], None]
-CancelledCallback = Callable[[], bool]
-
-
-@dataclass
-class _Watch:
-    """Stage by stage: reports progress, polls for cancellation, takes the time."""
-
-    progress: ProgressCallback | None
-    cancelled: CancelledCallback | None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, stage: Stage, total: int = 1, done: int = 0) -> Iterator[Callable[[int, int], None]]:
-        self.report(stage, done, total)
-        started = time.perf_counter()
-        yield lambda done, of: self.report(stage, done, of)
-        self.seconds[stage.value.lower()] = round(time.perf_counter() - started, 4)
-
-    def report(self, stage: Stage, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(Progress(stage, done, total))
 
 
 class Expander:
@@ -148,7 +124,7 @@ class Expander:
             AlreadyExists: `output` holds something else. Unavailable: the same expansion is running.
             Cancelled: `cancelled()` turned true; nothing is left behind.
         """
-        watch = _Watch(progress, cancelled)
+        watch = Watch(progress, cancelled)
         with watch.stage(Stage.MATCHING, len(seeds)) as report:
             request = check_request(
                 self.pool,
@@ -186,7 +162,51 @@ class Expander:
         watch.report(Stage.WRITING, 1, 1)
         return Audience.open(folder)
 
-    def _adapted(self, request: Request, watch: _Watch) -> Adapted:
+    def insight(
+        self,
+        *,
+        campaign: str,
+        seeds: UserIds,
+        sizes: Sequence[int] = (),
+        features: Mapping[str, FeatureValue] | None = None,
+        filter: str = "",  # noqa: A002
+        exclude: Exclude = (),
+        random_seed: int = 0,
+        sample_users: int = MOST_USERS,
+        progress: ProgressCallback | None = None,
+        cancelled: CancelledCallback | None = None,
+    ) -> Insight:
+        """What to expect of an audience of any size, before it is made; arguments as of `expand`, and
+
+        Args:
+            sizes: sizes to tell of, besides the curve's own.
+            sample_users: of a pool with more eligible users, so many are ranked.
+
+        Raises:
+            EmptySeeds, SchemaError, InvalidInput: the request is wrong, or nobody is eligible.
+            Cancelled: `cancelled()` turned true.
+        """
+        watch = Watch(progress, cancelled)
+        with watch.stage(Stage.MATCHING, len(seeds)) as report:
+            request = check_request(
+                self.pool,
+                self.checkpoint.campaign_schema,
+                campaign=campaign,
+                features=features or {},
+                seeds=seeds,
+                k=1,  # of any size
+                include_seeds=False,
+                random_seed=random_seed,
+                filter=filter,
+                exclude=exclude,
+            )
+            skip = ineligible(self.pool, request, self.config.scoring.threads)
+            report(len(seeds), len(seeds))
+        return measure(
+            self.checkpoint, self.pool, self.config, request, skip, watch, sizes=sizes, sample_users=sample_users
+        )
+
+    def _adapted(self, request: Request, watch: Watch) -> Adapted:
         # On the CPU even where a GPU scores: batches are small, and a GPU's sums are in no fixed order.
         with watch.stage(Stage.ADAPTING) as report, compute_threads(self.config.scoring.threads):
             return adapt(
@@ -223,9 +243,7 @@ class Expander:
             raise DataCorrupted(f"its selection is of {top.k} users", field="k")
         return top
 
-    def _exact(
-        self, request: Request, work: Work, engine: Engine, top: TopK, skip: Skipped, watch: _Watch
-    ) -> Selection:
+    def _exact(self, request: Request, work: Work, engine: Engine, top: TopK, skip: Skipped, watch: Watch) -> Selection:
         threads = self.config.scoring.threads
         if is_exact(self.config.scoring):
             return Selection.of(top, threads)
@@ -314,7 +332,7 @@ class Expander:
             users_scored=selection.users_scored,
             users_skipped=selection.users_skipped,
             users_filtered=skip.filtered,
-            exclusions=_counts(request.exclusions),
+            exclusions=counts(request.exclusions),
             k=len(selection.rows),
             cutoff_score=cutoff,
             ties_at_cutoff=selection.ties_at_cutoff,
@@ -349,13 +367,4 @@ def _rescoring(selection: Selection) -> Rescoring:
         epsilon=selection.epsilon,
         epsilon_kind="statistical",
         largest_error=selection.largest_error,
-    )
-
-
-def _counts(excluded: Exclusions) -> SeedMatch:
-    return SeedMatch(
-        given=excluded.given,
-        matched=excluded.matched,
-        duplicates=excluded.duplicates,
-        not_in_pool=excluded.not_in_pool,
     )

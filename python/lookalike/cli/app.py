@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lookalike import __version__
-from lookalike.cli import bench, data, exits, expansion, model, pool, remote, serving
+from lookalike.cli import bench, data, exits, expansion, insight, model, pool, remote, serving
 from lookalike.cli.settings import config_app
 
 HELP = """Lookalike finds, for a campaign and its seed users, the K users of a pool who are most like them.
@@ -26,6 +26,7 @@ From nothing to an audience:
   lookalike dataset get ml1m --output ml1m
   lookalike ingest ml1m/users.parquet --output pool
   lookalike train ml1m --pool pool --output general
+  lookalike insight --checkpoint general --pool pool --dataset ml1m --campaign 1 --html insight.html
   lookalike expand --checkpoint general --pool pool --dataset ml1m --campaign 1 -k 500 --output audience
   lookalike verify audience
 
@@ -48,12 +49,13 @@ app = typer.Typer(
 for command, summary in (
     (data.ingest, "Parquet of users -> pool"),
     (model.train, "dataset and pool -> general model"),
+    (insight.insight, "model, pool, seeds -> what to expect of an audience, as a page or JSON"),
     (expansion.expand, "model, pool, seeds -> audience, in this process"),
     (expansion.verify, "check an audience against its receipt"),
     (model.archive, "general model -> archive for TorchServe"),
     (serving.serve, "serve expansions over gRPC"),
-    (bench.bench, "every system on one dataset: the results table"),
     (data.simulate, "write a synthetic dataset"),
+    (bench.bench, "every system on one dataset: the results table"),
 ):
     app.command(short_help=summary)(command)
 app.add_typer(data.dataset_app, name="dataset", short_help="get and convert published data sets")

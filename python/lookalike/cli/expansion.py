@@ -33,6 +33,8 @@ from lookalike.cli.options import (
 if TYPE_CHECKING:
     from lookalike.retrieval.receipt import Progress, Receipt
 
+_GENERAL = "0: fine-tuning did not help on held-out seeds, so the network is the general one"
+
 
 def expand(
     checkpoint: CheckpointFolder,
@@ -155,6 +157,7 @@ def _show(path: Path, receipt: Receipt) -> None:
         ("cut-off", f"{receipt.cutoff_score}, {receipt.ties_at_cutoff:,} users on it, {receipt.ties_selected:,} in"),
         *rescored,
         ("AUC on held-out seeds", f"{adaptation.held_out_auc:.4f}, {adaptation.general_auc:.4f} before adapting"),
+        ("epochs", adaptation.best_epoch or _GENERAL),
         ("seconds", ", ".join(f"{name} {seconds:.2f}" for name, seconds in receipt.seconds.items())),
     ]
     display.table(rows)

@@ -82,6 +82,11 @@ class Filter:
         self._rows = _compiled(expression, known)
         self._fields = _fields(expression)
 
+    def passes(self, users: EncodedColumns) -> npt.NDArray[np.bool_]:
+        """Which of the users, with all fields of the schema, the filter is true for: `[users]`."""
+        passing: npt.NDArray[np.bool_] = self._rows(users) == TRUE
+        return passing
+
     def ineligible(self, pool: Pool, threads: int = 1) -> Bitmap:
         """The rows the filter is not true for.
 

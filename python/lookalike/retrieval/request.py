@@ -122,6 +122,16 @@ def ineligible(pool: Pool, request: Request, threads: int) -> Skipped:
     return skip
 
 
+def counts(excluded: Exclusions) -> SeedMatch:
+    """What became of the users to leave out, as a receipt says it."""
+    return SeedMatch(
+        given=excluded.given,
+        matched=excluded.matched,
+        duplicates=excluded.duplicates,
+        not_in_pool=excluded.not_in_pool,
+    )
+
+
 def _canonical(features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
     """The same features in one form whatever the caller's order and containers, so that equal requests are equal.
 

@@ -30,6 +30,21 @@ from lookalike.training.tasks import Samples
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A model customised without some of the seeds, which can be judged by them.
+
+    Attributes:
+        model: as it was after `best_epoch` epochs, on the CPU.
+        seeds: pool rows it was not trained on, ascending.
+        trained: pool rows it was trained on, seeds and negatives, ascending.
+    """
+
+    model: MetaHeac
+    seeds: npt.NDArray[np.int64]
+    trained: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Adapted:
     """A customised model and how it came about.
 
@@ -41,6 +56,7 @@ class Adapted:
         held_out_auc: mean AUC on held-out seeds after `best_epoch` epochs.
         general_auc: the same before the first epoch.
         history: mean held-out AUC and training loss by epoch.
+        held_out: the models of the folds, if asked for; no seed is held out twice.
     """
 
     model: MetaHeac
@@ -50,6 +66,7 @@ class Adapted:
     held_out_auc: float
     general_auc: float
     history: tuple[dict[str, float], ...]
+    held_out: tuple[HeldOut, ...] = ()
 
 
 def adapt(
@@ -61,6 +78,7 @@ def adapt(
     *,
     random_seed: int = 0,
     device: torch.device | None = None,
+    keep_folds: bool = False,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Adapted:
@@ -69,6 +87,7 @@ def adapt(
     Args:
         campaign: the campaign's encoded features, one row.
         seeds: pool rows of the seed users, each once.
+        keep_folds: give back the models of the folds, too; the customised model is the same.
         progress: called with (steps done, most steps there can be), often enough to be a heartbeat.
 
     Raises:
@@ -82,7 +101,8 @@ def adapt(
         )
     rng = np.random.default_rng(random_seed)
     samples = _with_negatives(seeds, pool.num_users, config, rng)
-    users = pool.take(samples.rows)  # once: the pool may lie on a disk, and every epoch asks for each of them
+    rows = samples.rows
+    users = pool.take(rows)  # once: the pool may lie on a disk, and every epoch asks for each of them
     samples = Samples(np.arange(len(samples)), samples.labels)  # from here on, rows are those of `users`
     folds = _folds(samples, _fold_count(len(seeds), config), config.parts, rng)
     steps = [max(1, round(len(part) / config.batch_size)) for part in [*[train for train, _ in folds], samples]]
@@ -106,7 +126,7 @@ def adapt(
         )
 
     learners = [learner(1 + part, train, test) for part, (train, test) in enumerate(folds)]
-    best_epoch, history = _choose_epochs(learners, config, ticker)
+    best_epoch, history = _choose_epochs(learners, config, ticker, keep=keep_folds)
     final = learner(0, samples, None)
     for _ in range(best_epoch):
         final.epoch(ticker)
@@ -119,6 +139,7 @@ def adapt(
         held_out_auc=history[best_epoch]["held_out_auc"],
         general_auc=history[0]["held_out_auc"],
         history=tuple(history),
+        held_out=tuple(one.held_out_model(rows) for one in learners) if keep_folds else (),
     )
 
 
@@ -151,17 +172,21 @@ def _folds(samples: Samples, count: int, parts: int, rng: np.random.Generator) -
 
 
 def _choose_epochs(
-    learners: list[_Learner], config: AdaptationConfig, ticker: _Ticker
+    learners: list[_Learner], config: AdaptationConfig, ticker: _Ticker, *, keep: bool
 ) -> tuple[int, list[dict[str, float]]]:
     """All folds advance together, so that a bad start stops them all early."""
     history = [{"epoch": 0.0, "held_out_auc": float(np.mean([learner.held_out_auc() for learner in learners]))}]
     best = 0
+    for learner in learners if keep else ():
+        learner.keep()
     for epoch in range(1, config.max_epochs + 1):
         loss = float(np.mean([learner.epoch(ticker) for learner in learners]))
         value = float(np.mean([learner.held_out_auc() for learner in learners]))
         history.append({"epoch": float(epoch), "held_out_auc": value, "loss": loss})
         if value > history[best]["held_out_auc"]:
             best = epoch
+            for learner in learners if keep else ():
+                learner.keep()
         elif epoch - best >= config.patience:
             break
     return best, history
@@ -236,6 +261,7 @@ class _Learner:
                 config.ridge,
                 poll=poll,
             ).to(self.device)
+        self.kept: Parameters | None = None
 
     def _encode(self, samples: Samples) -> FeatureBatch:
         return self.general.users.batch(self.users.take(samples.rows))
@@ -279,10 +305,25 @@ class _Learner:
             return 0.0  # diverged: worse than anything, so an earlier epoch is chosen
         return auc(self.held_out.labels.astype(np.int8), every)
 
+    def keep(self) -> None:
+        """Remember the parameters as they are now, for `held_out_model`."""
+        self.kept = {name: p.cpu().clone() for name, p in self._result().items()}
+
+    def held_out_model(self, rows: npt.NDArray[np.int64]) -> HeldOut:
+        """The model as it was kept; `rows` are the pool rows of the users that samples index."""
+        assert self.held_out is not None
+        assert self.kept is not None
+        seeds = self.held_out.rows[self.held_out.labels == 1]
+        return HeldOut(self._whole(self.kept), np.sort(rows[seeds]), np.sort(rows[self.train.rows]))
+
     def customised(self) -> MetaHeac:
-        """The whole model: general rows where no sample of this campaign touched them."""
+        """The whole model as it is now."""
+        return self._whole(self._result())
+
+    def _whole(self, parameters: Parameters) -> MetaHeac:
+        """With general rows where no sample of this campaign touched them."""
         model = copy.deepcopy(self.general).cpu()
-        moved = {name: p.cpu() for name, p in self._result().items()}
+        moved = {name: p.cpu() for name, p in parameters.items()}
         state = {**model.state_dict(), **moved}
         state[USER_TABLE] = model.user_embedding.detach().index_copy(0, self.rows.users, moved[USER_TABLE])
         state[CAMPAIGN_TABLE] = model.campaign_embedding.detach().index_copy(

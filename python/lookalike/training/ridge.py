@@ -1,52 +1,79 @@
-"""The campaign's own logistic regression over single ids, fitted to convergence: the strongest judge of few seeds.
+"""The campaign's own logistic regression over single ids, fitted to convergence: what no other campaign could tell.
 
-Knows `model.features` only. What it finds is added to the linear term of the customised model.
+Knows encoded columns only; free of torch. What it finds is added to the linear term of the customised model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.sparse import csr_matrix
 
-from lookalike.model.features import FeatureBatch
+from lookalike.schema import EncodedColumns, FeatureSchema
 
 MAX_ITERATIONS = 60
+Floats = npt.NDArray[np.float64]
 
 
 def fit_ridge(
-    users: FeatureBatch, labels: Tensor, num_rows: int, inverse_penalty: float, *, poll: Callable[[], None]
-) -> Tensor:
-    """Weights `[num_rows]` that minimise the summed cross-entropy + |w|^2 / (2 * inverse_penalty), by L-BFGS.
+    ids: csr_matrix,
+    labels: npt.NDArray[np.float32],
+    offset: Floats,
+    inverse_penalty: float,
+    *,
+    poll: Callable[[], None] = lambda: None,
+) -> Floats:
+    """Weights `[columns]` that minimise the summed cross-entropy + |w|^2 / (2 * inverse_penalty), by L-BFGS.
 
     Args:
-        users: `[samples]`, indexing `num_rows` table rows; each of a user's ids is one feature of value 1.
+        ids: `[samples, columns]`, how often each user has each id.
         labels: `[samples]` 0/1.
+        offset: `[samples]`, log-odds that are known already; an intercept is fitted besides.
         poll: called at every evaluation; raise from it to stop.
     """
-    weights = torch.zeros(num_rows, dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    targets = labels.double()
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
+    transposed = ids.T.tocsr()
+    signs = np.where(labels > 0, 1.0, -1.0)
 
-    def evaluate() -> Tensor:
+    def objective(parameters: Floats) -> tuple[float, Floats]:
         poll()
-        optimizer.zero_grad()
-        logits = linear_term(users, weights) + bias
-        fit = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        weights = parameters[:-1]
+        margins = signs * (ids @ weights + offset + parameters[-1])
+        slopes = -signs * _sigmoid(-margins)
+        value = np.logaddexp(0, -margins).sum() + weights @ weights / (2 * inverse_penalty)
+        gradient = np.append(transposed @ slopes + weights / inverse_penalty, slopes.sum())
         # Divided by the number of samples, so that the solver's tolerances mean the same for every campaign.
-        objective = (fit + weights.square().sum() / (2 * inverse_penalty)) / len(targets)
-        torch.autograd.backward(objective)
-        return objective
+        return value / len(signs), gradient / len(signs)
 
-    optimizer.step(evaluate)  # type: ignore[no-untyped-call]
-    return weights.detach().float()
+    start = np.zeros(ids.shape[1] + 1)
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
+    weights: Floats = found.x[:-1]
+    return weights
 
 
-def linear_term(users: FeatureBatch, weights: Tensor) -> Tensor:
-    """Sum of the weights of each user's ids: `[rows]` from `[ids]`."""
-    total = weights[users.single].sum(dim=1)
-    if users.num_multi and users.values.numel():
-        total = total.index_add(0, users.bags // users.num_multi, weights[users.values])
-    return total
+def one_hot(schema: FeatureSchema, users: EncodedColumns) -> csr_matrix:
+    """One column for each id of each field, missing and unknown included; `[users, sum of field sizes]`.
+
+    A multi-valued field counts each of its values; an empty one has none.
+    """
+    counts = []
+    columns, start = [], 0
+    for field in schema.fields:
+        ids = users.ids[field.name].astype(np.int64)
+        if field.name in users.offsets:
+            offsets = users.offsets[field.name]
+            counts.append(np.diff(offsets))
+            ids = ids[offsets[0] : offsets[-1]]
+        else:
+            counts.append(np.ones(users.length, np.int64))
+        columns.append(start + ids)
+        start += field.size
+    rows = [np.repeat(np.arange(users.length), count) for count in counts]
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    return csr_matrix((np.ones(len(row)), (row, column)), shape=(users.length, start))
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.exp(-np.logaddexp(0, -x))

@@ -1,0 +1,123 @@
+"""`lookalike insight`: what to expect of an audience before it is made, as text, JSON, or a page.
+
+Knows the expander and retrieval.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lookalike.cli import display
+from lookalike.cli.options import (
+    AsJson,
+    CampaignName,
+    CheckpointFolder,
+    ConfigFile,
+    DatasetFolder,
+    Exclude,
+    Features,
+    Filter,
+    Overrides,
+    PoolFolder,
+    RandomSeed,
+    SeedsFile,
+    configuration,
+)
+
+if TYPE_CHECKING:
+    from lookalike.retrieval.insight import Insight
+    from lookalike.retrieval.recall_curve import Point
+    from lookalike.retrieval.receipt import Progress
+
+# A terminal's worth; the page and the JSON have more.
+_TELLING = 5
+
+
+def insight(
+    checkpoint: CheckpointFolder,
+    pool: PoolFolder,
+    campaign: CampaignName,
+    sizes: Annotated[
+        list[int] | None, typer.Option("-k", "--size", help="A size to tell of, besides the suggested; repeatable.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with charts, to open in a browser.")
+    ] = None,
+    seeds: SeedsFile = None,
+    features: Features = None,
+    dataset: DatasetFolder = None,
+    filter: Filter = "",  # noqa: A002
+    exclude: Exclude = None,
+    random_seed: RandomSeed = 0,
+    sample_users: Annotated[
+        int | None, typer.Option("--sample", help="Users to rank of a pool with more who are eligible.")
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Tell what an audience of any size would find, before it is made: are the seeds good, and how large should it be.
+
+    Hides some of the seeds, ranks them among the users of the pool by models that never saw them, and tells what share
+    of them an audience of each size would find, how many times as many as chance, whether fitting the model to the
+    campaign helped, what the seeds have in common, and what is wrong with them. Makes no audience.
+
+    \b
+    Examples:
+      lookalike insight --checkpoint general --pool pool --campaign spring --seeds seeds.txt --html spring.html
+      lookalike insight --checkpoint general --pool pool --dataset ml1m --campaign 1 -k 500 -k 1000 --json
+    """
+    from lookalike.cli.seeds import gather
+    from lookalike.expander import Expander
+    from lookalike.retrieval.insight_page import write_page
+    from lookalike.retrieval.preview import MOST_USERS
+
+    user_ids, values = gather(campaign, seeds, features, dataset)
+    expander = Expander.open(checkpoint, pool, configuration(config, overrides, checkpoint=checkpoint))
+    with display.progress() as report:
+
+        def show(step: Progress) -> None:
+            report(step.stage.value.lower(), step.done, step.total, "")
+
+        found = expander.insight(
+            campaign=campaign,
+            features=values,
+            seeds=user_ids,
+            sizes=sizes or (),
+            filter=filter,
+            exclude=exclude or (),
+            random_seed=random_seed,
+            sample_users=MOST_USERS if sample_users is None else sample_users,
+            progress=show,
+        )
+    if html is not None:
+        write_page(found, html)
+    if as_json:
+        display.print_json(found.to_json())
+    else:
+        _show(found, html)
+
+
+def _show(found: Insight, html: Path | None) -> None:
+    typer.echo(found.headline + "\n")
+    rows: list[tuple[str, object]] = [(reason.code.lower(), reason.text) for reason in found.seed_quality.reasons]
+    rows += [("what to do", reason.fix) for reason in found.seed_quality.reasons]
+    rows += [(one.name, _told(one.point)) for one in found.suggestions]
+    rows += [("asked for", _told(point)) for point in found.asked]
+    rows.append(("fine-tuning", found.fine_tuning.text))
+    rows += [("telling", one.text) for one in found.telling[:_TELLING]]
+    rows.append(("hidden seeds", f"{found.held_out_seeds:,}, ranked among {found.compared_users:,} users"))
+    if html is not None:
+        rows.append(("page", html))
+    display.table(rows)
+
+
+def _told(point: Point) -> str:
+    recall, lift = point.recall, point.lift
+    return (
+        f"{point.k:,} users find {recall.value:.1%} of hidden seeds ({recall.low:.0%} to {recall.high:.0%}), "
+        f"{lift.value:.1f} times chance ({lift.low:.1f} to {lift.high:.1f})"
+    )
