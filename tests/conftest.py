@@ -87,7 +87,7 @@ def sample_checkpoint(
     sample_dataset: Path, sample_pool: Path, small_config: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A general checkpoint for `sample_pool`, trained on `sample_dataset`."""
-    from lookalike.training.meta import train
+    from lookalike.training.pretraining import train
 
     path = tmp_path_factory.mktemp("sample") / "checkpoint"
     train(Dataset.open(sample_dataset), Pool.open(sample_pool), path, small_config)

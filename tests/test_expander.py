@@ -35,7 +35,7 @@ from lookalike.retrieval.receipt import Progress, Receipt, SeedMatch, Stage
 from lookalike.retrieval.verify import Verification, require_passed, verify
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.compiled import TorchScriptEngine
-from lookalike.training.meta import train
+from lookalike.training.pretraining import train
 
 
 @pytest.fixture(scope="module")

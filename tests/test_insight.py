@@ -21,7 +21,8 @@ from lookalike.model.metaheac import USER_TABLE
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.insight import Insight
 from lookalike.retrieval.receipt import Progress, SeedMatch, Stage
-from lookalike.training.adapt import Adapted, adapt
+from lookalike.training.adapt import adapt
+from lookalike.training.adapted import Adapted
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import pytest
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import InvalidInput
 from lookalike.evaluation.metrics import auc
-from lookalike.model.baselines.logistic_regression import LogisticRegression, one_hot
+from lookalike.model.baselines.logistic_regression import LogisticRegression
+from lookalike.model.one_hot import one_hot
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import FeatureSchema, Field, FieldKind
 

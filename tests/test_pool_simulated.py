@@ -21,7 +21,7 @@ from lookalike.pool.ingest import ingest
 from lookalike.pool.simulated import pool_bytes, simulate_pool
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.verify import require_passed, verify
-from lookalike.training.meta import train
+from lookalike.training.pretraining import train
 
 LEAN = PROFILES["lean"]
 

@@ -256,7 +256,7 @@ def test_scoring_again_can_be_cancelled(
 
 def test_real_campaigns_have_the_same_audience_with_every_engine(real_dataset: Path, tmp_path: Path) -> None:
     """A barely trained model will do: it ranks, and its scores crowd."""
-    from lookalike.training.meta import train
+    from lookalike.training.pretraining import train
 
     dataset = Dataset.open(real_dataset)
     pool = ingest(dataset.users_path, tmp_path / "pool")

@@ -20,7 +20,8 @@ from lookalike.model.metaheac import MetaHeac, binary_cross_entropy
 from lookalike.pool.snapshot import Pool
 from lookalike.training.adapt import adapt
 from lookalike.training.checkpoint import fingerprint, load_checkpoint
-from lookalike.training.meta import Trainer, TrainingProgress, train
+from lookalike.training.meta import Trainer
+from lookalike.training.pretraining import TrainingProgress, train
 from lookalike.training.ridge import fit_ridge, linear_term
 from lookalike.training.tasks import Samples, Task, hold_out, load_tasks, sampling_weights
 

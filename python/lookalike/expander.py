@@ -46,7 +46,8 @@ from lookalike.retrieval.work import Work, identity, work_folder
 from lookalike.schema import FeatureSchema, FeatureValue
 from lookalike.scoring.compiled import TorchScriptEngine, compile_model, compute_threads
 from lookalike.scoring.engine import Engine, is_exact, open_engine, resolve
-from lookalike.training.adapt import Adapted, adapt
+from lookalike.training.adapt import adapt
+from lookalike.training.adapted import Adapted
 from lookalike.training.checkpoint import Checkpoint, load_checkpoint, to_plain
 
 

@@ -14,7 +14,7 @@ from lookalike.cli import display
 from lookalike.cli.options import CheckpointFolder, ConfigFile, Overrides, PoolFolder, configuration
 
 if TYPE_CHECKING:
-    from lookalike.training.meta import TrainingProgress
+    from lookalike.training.pretraining import TrainingProgress
 
 
 def train(
@@ -25,7 +25,7 @@ def train(
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """Meta-train the general model on a dataset's training campaigns.
+    """Train the general model on a dataset's training campaigns.
 
     Ctrl-C keeps what was learnt: the same command goes on from there.
 
@@ -38,7 +38,7 @@ def train(
 
     from lookalike.dataset.layout import Dataset
     from lookalike.pool.snapshot import Pool
-    from lookalike.training.meta import train as meta_train
+    from lookalike.training.pretraining import train as pretrain
 
     with display.interruptible() as asked, display.progress() as report:
 
@@ -46,7 +46,7 @@ def train(
             validation = "" if step.validation_auc is None else f", AUC {step.validation_auc:.4f}"
             report("samples", step.samples, step.total_samples, f"loss {step.query_loss:.4f}{validation}")
 
-        checkpoint = meta_train(
+        checkpoint = pretrain(
             *(Dataset.open(dataset), Pool.open(pool), output, settings),
             resume=resume,
             progress=show,

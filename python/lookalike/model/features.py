@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lookalike.schema import UNKNOWN_ID, EncodedColumns, FeatureSchema
 
@@ -63,6 +63,13 @@ class FeatureBatch:
             weighted = torch.cat([entries[:, :mean] * self.weights, entries[:, mean:]], dim=1)
             pooled = pooled.index_add(0, self.bags, weighted)
         return torch.cat([single, pooled.view(rows, self.num_multi, width)], dim=1)
+
+    def sum_ids(self, table: Tensor) -> Tensor:
+        """Sum of the table's rows over all of a user's ids: `[rows, width]` from `[ids, width]`."""
+        total = nn.functional.embedding_bag(self.single, table, mode="sum")
+        if self.num_multi and self.values.numel():
+            total = total.index_add(0, self.bags // self.num_multi, table[self.values])
+        return total
 
     def occurring(self) -> Tensor:
         """Table rows that occur, ascending, each once."""

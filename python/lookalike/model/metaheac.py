@@ -6,6 +6,7 @@ Knows `schema`, `config` and its own features; not how it is trained, compiled o
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,35 @@ class Gate(nn.Module):
         self.from_campaign = nn.Linear(campaign_dim, hidden)
         self.output = nn.Linear(hidden, outputs)
 
-    def forward(self, user_mean: Tensor, campaign: Tensor) -> Tensor:
-        """`[rows, k]` and `[1 or rows, Fc * k]` to log-weights `[rows, outputs]`."""
-        hidden = (self.from_user(user_mean) + self.from_campaign(campaign)).relu()
-        weights: Tensor = self.output(hidden).log_softmax(dim=1)
+    def forward(
+        self, user_mean: Tensor, campaign: Tensor, users: Tensor | None = None, campaigns: Tensor | None = None
+    ) -> Tensor:
+        """`[users, k]` and `[1 or rows, Fc * k]` to log-weights `[rows, outputs]`.
+
+        Row i is of user i, or of `users[i]` and `campaigns[i]`, whose parts of the first layer are computed once.
+        """
+        if self.output.out_features == 1:
+            return user_mean.new_zeros(len(user_mean if users is None else users), 1)
+        from_user, from_campaign = self.from_user(user_mean), self.from_campaign(campaign)
+        if users is not None and campaigns is not None:
+            from_user, from_campaign = from_user[users], from_campaign[campaigns]
+        weights: Tensor = self.output((from_user + from_campaign).relu()).log_softmax(dim=1)
         return weights
+
+
+@dataclass(frozen=True)
+class Represented:
+    """Users as every campaign sees them.
+
+    Attributes:
+        hidden: `[n, rows, h]`, the experts' h_i of Eq. 4.
+        user_mean: `[rows, k]`, the mean of the fields' embeddings.
+        linear: `[rows, 1]`, the linear term; `[rows, 0]` without one.
+    """
+
+    hidden: Tensor
+    user_mean: Tensor
+    linear: Tensor
 
 
 class MetaHeac(nn.Module):
@@ -96,31 +121,41 @@ class MetaHeac(nn.Module):
 
         In log space, because a probability that rounds to 0 or 1 has no gradient and no rank.
         """
-        user_fields = users.embed(self.user_embedding, self.config.embedding_dim)  # [rows, Fu, k or k + 1]
-        campaign = campaigns.embed(self.campaign_embedding).flatten(1)  # [1 or rows, Fc * k]
-        return self.head(user_fields, campaign)
-
-    def head(self, user_fields: Tensor, campaign: Tensor) -> tuple[Tensor, Tensor]:
-        """The network above the embeddings: `[rows, Fu, table width]`, `[1 or rows, Fc * k]`; returns as `forward`."""
-        k = self.config.embedding_dim
-        wide = user_fields[:, :, k:].sum(dim=1)  # [rows, 1], or [rows, 0]
-        user_fields = user_fields[:, :, :k]
-        user_mean = user_fields.mean(dim=1)
-        hidden = self.experts(user_fields.flatten(1))  # [n, rows, h]
-        expert_weights = self.expert_gate(user_mean, campaign).exp()  # [rows, n]
-        mixed = torch.einsum("nrh,rn->rh", hidden, expert_weights)  # Eq. 6
-        if self.config.literal_average:
-            mixed = mixed / self.config.num_experts
-        opinions = self.critics(mixed)  # [rows, m], the t_i(r) of Eq. 7
+        seen = self.represent(users)
+        expert_gate, log_weights = self.gates(seen.user_mean, campaigns)
+        opinions = self.critics(self.mix(seen.hidden, expert_gate))  # [rows, m], the t_i(r) of Eq. 7
         if self.config.wide:
-            opinions = opinions + wide
-        log_weights = self.critic_gate(user_mean, campaign)  # [rows, m]
+            opinions = opinions + seen.linear
         log_p = (log_weights + nn.functional.logsigmoid(opinions)).logsumexp(dim=1)  # Eq. 8
         if self.config.literal_average:
             log_p = log_p - math.log(self.config.num_critics)
             return log_p, torch.log1p(-log_p.exp().clamp(max=1 - 1e-7))
         # The weights sum to one, hence 1 - p = sum_i w_i sigmoid(-t_i).
         return log_p, (log_weights + nn.functional.logsigmoid(-opinions)).logsumexp(dim=1)
+
+    def represent(self, users: FeatureBatch) -> Represented:
+        """What does not depend on the campaign."""
+        k = self.config.embedding_dim
+        fields = users.embed(self.user_embedding, k)  # [rows, Fu, k or k + 1]
+        embedded = fields[:, :, :k]
+        return Represented(self.experts(embedded.flatten(1)), embedded.mean(dim=1), fields[:, :, k:].sum(dim=1))
+
+    def gates(
+        self, user_mean: Tensor, campaigns: FeatureBatch, which: Tensor | None = None, campaign: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-weights of experts `[rows, n]` and critics `[rows, m]`, Eq. 5; for users `which` and campaigns `campaign`
+        of those given, where these are.
+        """
+        embedded = campaigns.embed(self.campaign_embedding).flatten(1)  # [1 or rows, Fc * k]
+        return (
+            self.expert_gate(user_mean, embedded, which, campaign),
+            self.critic_gate(user_mean, embedded, which, campaign),
+        )
+
+    def mix(self, hidden: Tensor, log_weights: Tensor) -> Tensor:
+        """Eq. 6: `[n, rows, h]` and `[rows, n]` to `[rows, h]`."""
+        mixed = torch.einsum("nrh,rn->rh", hidden, log_weights.exp())
+        return mixed / self.config.num_experts if self.config.literal_average else mixed
 
 
 def binary_cross_entropy(prediction: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:

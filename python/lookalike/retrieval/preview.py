@@ -30,7 +30,8 @@ from lookalike.retrieval.telling import ValueCounts, telling
 from lookalike.retrieval.watch import Watch
 from lookalike.scoring.compiled import compile_model, compute_threads
 from lookalike.scoring.engine import Engine, open_engine
-from lookalike.training.adapt import Adapted, HeldOut, adapt
+from lookalike.training.adapt import adapt
+from lookalike.training.adapted import Adapted, HeldOut
 from lookalike.training.checkpoint import Checkpoint, to_plain
 
 # Pools of so many eligible users are ranked whole, of larger ones a sample: it takes seconds, and places a cut at 1% of

@@ -21,27 +21,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lookalike import __version__
-from lookalike.config import AdaptationConfig, Config, ModelConfig, TrainingConfig, parse
+from lookalike.config import AdaptationConfig, Config, JointConfig, ModelConfig, TrainingConfig, parse
 from lookalike.errors import DataCorrupted, InvalidInput, NotFound
 from lookalike.files import file_digest, staged_folder
 from lookalike.model.metaheac import MetaHeac
 from lookalike.schema import FeatureSchema
+from lookalike.training.campaign_head import HeadPrior
 from lookalike.training.inner import InnerRates
 
 WEIGHTS_NAME = "model.safetensors"
 DESCRIPTION_NAME = "checkpoint.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The general model with all that is needed to adapt it.
 
-    `config` holds the model and training sections it was made with, and the adaptation it was tuned for.
+    `config` holds the model and training sections it was made with, and the adaptation it was tuned for. `prior` is of
+    campaigns' own weights, where it was trained jointly.
     """
 
     model: MetaHeac
     rates: InnerRates
+    prior: HeadPrior | None
     user_schema: FeatureSchema
     campaign_schema: FeatureSchema
     config: Config
@@ -58,6 +61,8 @@ def save_checkpoint(checkpoint: Checkpoint, output: Path, *, overwrite: bool = F
     with staged_folder(output, overwrite=overwrite) as staged:
         weights = {f"model.{n}": t for n, t in checkpoint.model.state_dict().items()}
         weights |= {f"rates.{n}": t for n, t in checkpoint.rates.state_dict().items()}
+        if checkpoint.prior is not None:
+            weights |= {f"prior.{n}": t for n, t in checkpoint.prior.state_dict().items()}
         save_file({n: t.detach().contiguous().cpu() for n, t in weights.items()}, staged / WEIGHTS_NAME)
         description = {
             "format_version": FORMAT_VERSION,
@@ -65,6 +70,7 @@ def save_checkpoint(checkpoint: Checkpoint, output: Path, *, overwrite: bool = F
             "weights_sha256": file_digest(staged / WEIGHTS_NAME),
             "model": to_plain(checkpoint.config.model),
             "training": to_plain(checkpoint.config.training),
+            "joint": to_plain(checkpoint.config.joint),
             "adaptation": to_plain(checkpoint.config.adaptation),
             "user_schema": checkpoint.user_schema.to_json(),
             "campaign_schema": checkpoint.campaign_schema.to_json(),
@@ -88,21 +94,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
     config = Config(
         model=parse(ModelConfig, description["model"], field_prefix="checkpoint.model"),
         training=parse(TrainingConfig, description["training"], field_prefix="checkpoint.training"),
+        joint=parse(JointConfig, description["joint"], field_prefix="checkpoint.joint"),
         adaptation=parse(AdaptationConfig, description["adaptation"], field_prefix="checkpoint.adaptation"),
     )
     users = FeatureSchema.from_json(description["user_schema"])
     campaigns = FeatureSchema.from_json(description["campaign_schema"])
     model = MetaHeac(users, campaigns, config.model)
     rates = InnerRates(model, config.training.inner_lr, learned=config.training.learn_inner_rates)
+    prior = new_prior(model, config) if config.training.method == "joint" else None
     try:
         weights = load_file(path / WEIGHTS_NAME)
         model.load_state_dict(_under("model.", weights))
         rates.load_state_dict(_under("rates.", weights))
+        if prior is not None:
+            prior.load_state_dict(_under("prior.", weights))
     except (SafetensorError, RuntimeError) as error:
         raise DataCorrupted(
             f"{path / WEIGHTS_NAME} does not fit its description: {error}", field="checkpoint"
         ) from error
-    return Checkpoint(model, rates, users, campaigns, config, description["metrics"], fingerprint(path))
+    return Checkpoint(model, rates, prior, users, campaigns, config, description["metrics"], fingerprint(path))
+
+
+def new_prior(model: MetaHeac, config: Config) -> HeadPrior:
+    """A prior of the right shape for `model`, as joint training starts with it."""
+    return HeadPrior(model.users.table_rows, config.model.hidden[-1], config.joint.rank)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -129,7 +144,7 @@ def read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-_REQUIRED = ("weights_sha256", "model", "training", "adaptation", "user_schema", "campaign_schema", "metrics")
+_REQUIRED = ("weights_sha256", "model", "training", "joint", "adaptation", "user_schema", "campaign_schema", "metrics")
 
 
 def fingerprint(path: Path) -> str:
@@ -139,7 +154,7 @@ def fingerprint(path: Path) -> str:
         NotFound, DataCorrupted: as `read_description`.
     """
     description = read_description(path)
-    named = {k: description[k] for k in _REQUIRED if k not in ("metrics", "training")}
+    named = {k: description[k] for k in _REQUIRED if k not in ("metrics", "training", "joint")}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
@@ -170,8 +185,7 @@ class TrainingState:
     def open(
         cls,
         folder: Path,
-        model: MetaHeac,
-        rates: InnerRates,
+        modules: Mapping[str, nn.Module],
         optimizers: Mapping[str, torch.optim.Optimizer],
         *,
         identity: Sequence[object],
@@ -184,7 +198,7 @@ class TrainingState:
             DataCorrupted: it is damaged.
         """
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        state = cls(folder, name, {"model": model, "rates": rates}, optimizers)
+        state = cls(folder, name, modules, optimizers)
         if resume and state._file.is_file():
             state._load()
         return state
@@ -204,7 +218,7 @@ class TrainingState:
             self.stale += 1
 
     def restore_best(self) -> None:
-        """Put the best parameters into the model and the rates."""
+        """Put the best parameters into the modules."""
         for name, tensor in self._current().items():
             if name in self._best:
                 tensor.data.copy_(self._best[name])
@@ -253,7 +267,8 @@ class TrainingState:
             saved = optimizer.state_dict()
             for key, tensor in _under(f"optimizer.{name}.", tensors).items():
                 index, entry = key.split(".")
-                value = int(tensor) if name == "tables" and entry == "step" else tensor
+                sparse = isinstance(optimizer, torch.optim.SparseAdam)
+                value = int(tensor) if sparse and entry == "step" else tensor
                 saved["state"].setdefault(int(index), {})[entry] = value
             optimizer.load_state_dict(saved)
 

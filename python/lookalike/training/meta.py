@@ -1,29 +1,22 @@
-"""Meta-training of the general model: Algorithm 1 of the paper over many campaigns, resumable.
+"""Meta-training of the general model: Algorithm 1 of the paper over many campaigns.
 
-Knows the inner loop, tasks and checkpoints; knows nothing of serving.
+Knows the inner loop and tasks; knows nothing of checkpoints.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lookalike.config import Config, TrainingConfig
-from lookalike.dataset.layout import Dataset
-from lookalike.errors import AlreadyExists, Cancelled, InvalidInput
+from lookalike.config import TrainingConfig
 from lookalike.evaluation.metrics import auc
 from lookalike.model.features import FeatureBatch
 from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac, binary_cross_entropy
 from lookalike.pool.snapshot import Pool
-from lookalike.training.checkpoint import Checkpoint, TrainingState, save_checkpoint, to_plain
 from lookalike.training.inner import (
     InnerRates,
     OccurringRows,
@@ -32,22 +25,10 @@ from lookalike.training.inner import (
     inner_step,
     predict,
 )
-from lookalike.training.tasks import Samples, Task, digest, hold_out, load_tasks, sampling_weights
+from lookalike.training.tasks import Samples, Task, sampling_weights
 
 # Rates are few and start within two orders of magnitude of right: relative steps of 5% find them in a hundred steps.
 RATE_LEARNING_RATE = 0.05
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """After each step. Losses are means since the last report; `validation_auc` is the last one measured."""
-
-    step: int
-    samples: int
-    total_samples: int
-    support_loss: float
-    query_loss: float
-    validation_auc: float | None
 
 
 @dataclass
@@ -74,7 +55,7 @@ class Trainer:
         if self.config.learn_inner_rates:
             self.optimizers["rates"] = torch.optim.Adam(self.rates.parameters(), lr=RATE_LEARNING_RATE)
 
-    def step(self, number: int) -> tuple[float, float, int]:
+    def step(self, number: int, done: float = 0.0) -> tuple[float, float, int]:  # noqa: ARG002  the rate is constant
         """One outer update from a few tasks. Returns the mean support and query loss and the samples seen.
 
         All randomness comes from the configured seed and `number`, so a resumed run continues the same sequence.
@@ -123,6 +104,9 @@ class Trainer:
         if not aucs:
             return math.nan
         return float(np.mean(aucs))
+
+    def finish(self, held_out: list[Task]) -> None:
+        """Nothing is left to choose."""
 
     def _losses(self, prepared: _Prepared, *, second_order: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         parameters = campaign_parameters(self.model, prepared.rows)
@@ -175,123 +159,3 @@ def _sparse(parts: list[tuple[Tensor, Tensor | None]], table: Tensor) -> Tensor:
     index = torch.cat([rows for rows, _ in parts]).unsqueeze(0)
     values = torch.cat([gradient for _, gradient in parts if gradient is not None])
     return torch.sparse_coo_tensor(index, values, table.shape, check_invariants=False).coalesce()
-
-
-def train(
-    dataset: Dataset,
-    pool: Pool,
-    output: Path,
-    config: Config,
-    *,
-    resume: bool = True,
-    progress: Callable[[TrainingProgress], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-) -> Checkpoint:
-    """Train the general model on a dataset's training campaigns and write the checkpoint folder `output`.
-
-    A run that was stopped continues from `<output>.training`, when data and configuration are the same and `resume`:
-    from where `cancelled` stopped it, or else from its last validation. The checkpoint holds the parameters of the best
-    validation, not of the last step.
-
-    Raises:
-        InvalidInput: the dataset has no usable training campaign, or training diverged. Cancelled: `cancelled()` turned
-            true; the state is kept. AlreadyExists: `output` exists.
-    """
-    if output.exists():
-        raise AlreadyExists(f"{output} exists; choose another name or remove it", field="output")
-    settings = config.training
-    campaign_schema = dataset.campaign_schema()
-    tasks = load_tasks(dataset, pool, campaign_schema, "train")
-    kept, held_out = hold_out(tasks, settings.validation_campaigns, np.random.default_rng(settings.seed))
-    torch.manual_seed(settings.seed)
-    model = MetaHeac(pool.schema, campaign_schema, config.model)
-    _start_at_base_rate(model, kept)
-    trainer = Trainer(model, settings, pool, kept)
-    total = settings.max_samples or round(settings.epochs * sum(len(task.samples) for task in kept))
-    if total < 1:
-        raise InvalidInput("training.epochs and training.max_samples leave nothing to train", field="training.epochs")
-    identity: list[object] = [
-        to_plain(config.model),
-        to_plain(replace(settings, max_seconds=0.0)),
-    ]  # a longer run may go on
-    identity += [pool.fingerprint, campaign_schema.fingerprint, digest(tasks)]
-    state = TrainingState.open(
-        Path(f"{output}.training"), model, trainer.rates, trainer.optimizers, identity=identity, resume=resume
-    )
-    _run(trainer, state, held_out, total, progress, cancelled)
-    checkpoint = Checkpoint(
-        model=model,
-        rates=trainer.rates,
-        user_schema=pool.schema,
-        campaign_schema=campaign_schema,
-        config=config,
-        metrics={
-            "steps": state.step,
-            "samples": state.samples,
-            "seconds": round(state.seconds, 3),
-            "training_campaigns": len(kept),
-            "validation_campaigns": len(held_out),
-            "validation_auc": state.best_auc if math.isfinite(state.best_auc) else None,
-        },
-    )
-    save_checkpoint(checkpoint, output)
-    state.remove()
-    return checkpoint
-
-
-def _start_at_base_rate(model: MetaHeac, tasks: list[Task]) -> None:
-    """Let the critics start at the share of positives: else the inner step spends itself on learning it first."""
-    positives = sum(float(task.samples.labels.sum()) for task in tasks)
-    share = positives / sum(len(task.samples) for task in tasks)
-    with torch.no_grad():
-        model.critics.bias.fill_(math.log(share / (1 - share)))
-
-
-def _run(
-    trainer: Trainer,
-    state: TrainingState,
-    held_out: list[Task],
-    total: int,
-    progress: Callable[[TrainingProgress], None] | None,
-    cancelled: Callable[[], bool] | None,
-) -> None:
-    """Step until the budget is spent or validation stops gaining; leaves the best parameters in the model."""
-    settings = trainer.config
-    started = time.monotonic() - state.seconds
-    losses: deque[tuple[float, float]] = deque(maxlen=settings.validate_every)
-    report = TrainingProgress(state.step, state.samples, total, math.nan, math.nan, None)
-    while state.samples < total and state.stale < settings.patience:
-        if cancelled is not None and cancelled():
-            state.save()
-            raise Cancelled("training was stopped; run it again to continue")
-        support_loss, query_loss, samples = trainer.step(state.step)
-        if not math.isfinite(query_loss):
-            raise InvalidInput(
-                f"training diverged at step {state.step}: lower training.inner_lr or training.outer_lr",
-                field="training.inner_lr",
-            )
-        state.step += 1
-        state.samples += samples
-        state.seconds = time.monotonic() - started
-        losses.append((support_loss, query_loss))
-        out_of_time = 0 < settings.max_seconds <= state.seconds
-        done = state.samples >= total or out_of_time
-        validation = report.validation_auc
-        if done or state.step % settings.validate_every == 0:
-            validation = trainer.validate(held_out)
-            state.record(validation)
-            state.save()
-        mean = np.mean(losses, axis=0)
-        report = replace(
-            report,
-            step=state.step,
-            samples=state.samples,
-            support_loss=float(mean[0]),
-            query_loss=float(mean[1]),
-            validation_auc=validation,
-        )
-        if progress is not None:
-            progress(report)
-        if out_of_time:
-            break
-    state.restore_best()

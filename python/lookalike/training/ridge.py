@@ -1,6 +1,6 @@
 """The campaign's own logistic regression over single ids, fitted to convergence: what no other campaign could tell.
 
-Knows encoded columns only; free of torch. What it finds is added to the linear term of the customised model.
+Knows sparse matrices only. What it finds is added to the linear term of the customised model.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
-
-from lookalike.schema import EncodedColumns, FeatureSchema
 
 MAX_ITERATIONS = 60
 Floats = npt.NDArray[np.float64]
@@ -34,6 +32,9 @@ def fit_ridge(
         offset: `[samples]`, log-odds that are known already; an intercept is fitted besides.
         poll: called at every evaluation; raise from it to stop.
     """
+    columns = ids.shape[1]
+    occurring, inverse = np.unique(ids.indices, return_inverse=True)  # the others' weights are 0
+    ids = csr_matrix((ids.data, inverse, ids.indptr), shape=(ids.shape[0], len(occurring)))
     transposed = ids.T.tocsr()
     signs = np.where(labels > 0, 1.0, -1.0)
 
@@ -49,30 +50,9 @@ def fit_ridge(
 
     start = np.zeros(ids.shape[1] + 1)
     found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
-    weights: Floats = found.x[:-1]
+    weights = np.zeros(columns)
+    weights[occurring] = found.x[:-1]
     return weights
-
-
-def one_hot(schema: FeatureSchema, users: EncodedColumns) -> csr_matrix:
-    """One column for each id of each field, missing and unknown included; `[users, sum of field sizes]`.
-
-    A multi-valued field counts each of its values; an empty one has none.
-    """
-    counts = []
-    columns, start = [], 0
-    for field in schema.fields:
-        ids = users.ids[field.name].astype(np.int64)
-        if field.name in users.offsets:
-            offsets = users.offsets[field.name]
-            counts.append(np.diff(offsets))
-            ids = ids[offsets[0] : offsets[-1]]
-        else:
-            counts.append(np.ones(users.length, np.int64))
-        columns.append(start + ids)
-        start += field.size
-    rows = [np.repeat(np.arange(users.length), count) for count in counts]
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    return csr_matrix((np.ones(len(row)), (row, column)), shape=(users.length, start))
 
 
 def _sigmoid(x: Floats) -> Floats:

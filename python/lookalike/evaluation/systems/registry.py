@@ -28,6 +28,10 @@ OURS = "lookalike"
 
 SYSTEMS: dict[str, Factory] = {
     "lr": _made_of("logistic_regression", "OneStageRegression"),
+    "lookalike-one-budget": _made_of(
+        "lookalike", "Lookalike", key="lookalike-one-budget", title="Lookalike, the others' samples", own_budget=False
+    ),
+    OURS: _made_of("lookalike", "Lookalike"),
 }
 
 

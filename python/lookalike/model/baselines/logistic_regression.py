@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression as Solver
 
 from lookalike.errors import InvalidInput
+from lookalike.model.one_hot import one_hot
 from lookalike.schema import EncodedColumns, FeatureSchema
 
 # Of 0.01, 0.1 and 1 (scikit-learn's default) the best on 25 training campaigns each of `kuairand` and `ml1m`.
@@ -51,23 +51,3 @@ class LogisticRegression:
         """Log-odds `[n]` that each user is interested."""
         scores: npt.NDArray[np.float64] = self._solver.decision_function(one_hot(self._schema, users))
         return scores
-
-
-def one_hot(schema: FeatureSchema, users: EncodedColumns) -> csr_matrix:
-    """One column for each id of each field, missing and unknown included; `[users, sum of field sizes]`.
-
-    A multi-valued field counts each of its values; an empty one has none.
-    """
-    rows, columns, start = [], [], 0
-    for field in schema.fields:
-        ids = users.ids[field.name].astype(np.int64)
-        if field.name in users.offsets:
-            offsets = users.offsets[field.name]
-            rows.append(np.repeat(np.arange(users.length), np.diff(offsets)))
-            ids = ids[offsets[0] : offsets[-1]]
-        else:
-            rows.append(np.arange(users.length))
-        columns.append(start + ids)
-        start += field.size
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    return csr_matrix((np.ones(len(row)), (row, column)), shape=(users.length, start))

@@ -1,0 +1,148 @@
+"""Adaptation by a campaign's own weights: one fit to all seeds, and one to each fold's to see what they are worth.
+
+The network below stays the general one, so users are put through it once, whatever is fitted how often. Knows the
+prior and the ridge; knows nothing of pools.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lookalike.evaluation.metrics import auc
+from lookalike.model.features import FeatureBatch
+from lookalike.model.metaheac import MetaHeac
+from lookalike.model.one_hot import one_hot
+from lookalike.schema import EncodedColumns
+from lookalike.training.adapted import Adapted, HeldOut, Ticker
+from lookalike.training.campaign_head import Head, HeadPrior, Judged, fit_head, judge, log_odds
+from lookalike.training.ridge import fit_ridge
+from lookalike.training.tasks import Samples
+
+Index = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# Users put through the network at once: keeps the widest activation within a few L2 caches.
+BATCH = 8192
+
+
+@dataclass(frozen=True)
+class OwnWeights:
+    """What a campaign adds to the general model: a head, and a weight for each id `[user ids]`."""
+
+    head: Head
+    ids: Floats
+
+
+class CampaignSamples:
+    """A campaign's samples as the general model sees them, to which own weights are fitted."""
+
+    def __init__(
+        self,
+        model: MetaHeac,
+        prior: HeadPrior,
+        users: EncodedColumns,
+        campaign: FeatureBatch,
+        labels: npt.NDArray[np.float32],
+    ) -> None:
+        self.model, self.prior = model, prior
+        self.judged = judge_all(model, prior, users, campaign)
+        self.ids = one_hot(model.users.schema, users)
+        self.labels = labels
+
+    def fit(self, index: Index | slice, poll: Callable[[], None]) -> OwnWeights:
+        """Own weights from the samples at `index`: the head first, then what ids tell beyond it."""
+        judged, labels = self.judged.take(index), self.labels[index]
+        head = fit_head(judged, torch.from_numpy(labels), self.prior.deviations())
+        variance = float(self.prior.id_variance)
+        ids = np.zeros(self.ids.shape[1])
+        if variance > 0:
+            ids = fit_ridge(self.ids[index], labels, log_odds(judged, head.shift(judged)).numpy(), variance, poll=poll)
+        return OwnWeights(head, ids)
+
+    def held_out_auc(self, index: Index, own: OwnWeights | None) -> float:
+        """AUC on the samples at `index`; without own weights, of the general model."""
+        judged = self.judged.take(index)
+        shift = torch.zeros(len(index), dtype=torch.float64)
+        if own is not None:
+            shift = own.head.shift(judged) + torch.from_numpy(self.ids[index] @ own.ids)
+        return auc(self.labels[index].astype(np.int8), log_odds(judged, shift).numpy())
+
+
+def fit_to_seeds(
+    model: MetaHeac,
+    prior: HeadPrior,
+    users: EncodedColumns,
+    campaign: EncodedColumns,
+    samples: Samples,
+    folds: Sequence[tuple[Samples, Samples]],
+    *,
+    rows: npt.NDArray[np.int64],
+    keep_folds: bool,
+    progress: Callable[[int, int], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> Adapted:
+    """Give the general model the campaign's own weights, if these serve held-out seeds better than none.
+
+    Args:
+        samples, folds: all samples, and parts of them (trained on, held out); they index `users`.
+        rows: `[users]` pool rows of `users`.
+    """
+    ticker = Ticker(len(folds) + 2, progress, cancelled)
+    seen = CampaignSamples(model, prior, users, model.campaigns.batch(campaign), samples.labels)
+    ticker.tick()
+    fitted, adapted_aucs, general_aucs = [], [], []
+    for train, test in folds:
+        own = seen.fit(train.rows, ticker.poll)
+        fitted.append(own)
+        adapted_aucs.append(seen.held_out_auc(test.rows, own))
+        general_aucs.append(seen.held_out_auc(test.rows, None))
+        ticker.tick()
+    adapted_auc, general_auc = float(np.mean(adapted_aucs)), float(np.mean(general_aucs))
+    best = int(adapted_auc > general_auc)
+    history = [{"epoch": 0.0, "held_out_auc": general_auc}, {"epoch": 1.0, "held_out_auc": adapted_auc}]
+    chosen = seen.fit(slice(None), ticker.poll) if best else None
+    ticker.finish()
+    return Adapted(
+        model=with_own_weights(model, prior, chosen),
+        best_epoch=best,
+        samples=len(samples),
+        folds=len(folds),
+        held_out_auc=history[best]["held_out_auc"],
+        general_auc=general_auc,
+        history=tuple(history),
+        held_out=tuple(
+            HeldOut(
+                with_own_weights(model, prior, own if best else None),
+                np.sort(rows[test.rows[test.labels == 1]]),
+                np.sort(rows[train.rows]),
+            )
+            for own, (train, test) in zip(fitted, folds, strict=True)
+        )
+        if keep_folds
+        else (),
+    )
+
+
+@torch.no_grad()
+def judge_all(model: MetaHeac, prior: HeadPrior, users: EncodedColumns, campaign: FeatureBatch) -> Judged:
+    """All users as the campaign sees them, some thousands at a time."""
+    blocks = [users.slice(start, min(start + BATCH, users.length)) for start in range(0, users.length, BATCH)]
+    return Judged.concat([judge(model, prior, model.users.batch(block), campaign) for block in blocks])
+
+
+@torch.no_grad()
+def with_own_weights(model: MetaHeac, prior: HeadPrior, own: OwnWeights | None) -> MetaHeac:
+    """The customised model: own weights lie in the critics and in the linear term, so that scoring costs no more."""
+    customised = copy.deepcopy(model)
+    if own is not None:
+        shift, coefficients = own.head.weights[: prior.hidden], own.head.weights[prior.hidden :]
+        customised.critics.weight.add_(shift)
+        customised.critics.bias.add_(own.head.intercept)
+        customised.user_embedding[:, -1] += prior.basis @ coefficients + torch.from_numpy(own.ids).float()
+    return customised

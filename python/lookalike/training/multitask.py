@@ -1,0 +1,218 @@
+"""Joint pre-training: all training campaigns at once, user by user, each campaign with own weights above the network.
+
+The experts see a user once for all campaigns that know the user, which is a hundredth of the work of seeing each
+sample. Knows `model`, tasks and pools; knows nothing of checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lookalike.config import JointConfig, TrainingConfig
+from lookalike.model.features import FeatureBatch
+from lookalike.model.metaheac import MetaHeac
+from lookalike.pool.snapshot import Pool
+from lookalike.schema import EncodedColumns
+from lookalike.training.campaign_head import HeadPrior, cross_entropy
+from lookalike.training.head_fit import CampaignSamples
+from lookalike.training.tasks import Samples, Task
+
+Index = npt.NDArray[np.int64]
+
+# Of the first rate: what is left when the budget is spent.
+MIN_RATE = 0.01
+# What to try for deviations of own weights, as multiples of the training campaigns'. These are shrunk and know more
+# samples than seeds alone, so the best may lie on either side.
+SCALES = (0.5, 1.0, 2.0)
+# What to try for the variance of an id's own weight (scikit-learn's C). Where campaigns have nothing in common, this is
+# all there is, and a plain regression is best at 0.03 to 0.1.
+ID_VARIANCES = (0.0, 0.003, 0.01, 0.03, 0.1)
+# Users of an audience that judge: enough for a mean over campaigns, and a bound where audiences are huge.
+MOST_JUDGED = 4096
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Who is known to be interested in what, user by user.
+
+    Attributes:
+        users: `[n]` pool rows, ascending, each once.
+        starts: `[n + 1]`, where a user's entries begin.
+        campaigns: `[entries]`, numbers of tasks.
+        labels: `[entries]` float32, 0 or 1.
+    """
+
+    users: Index
+    starts: Index
+    campaigns: Index
+    labels: npt.NDArray[np.float32]
+
+    @staticmethod
+    def of(tasks: Sequence[Task]) -> Knowledge:
+        """Of all samples of the tasks."""
+        rows = np.concatenate([task.samples.rows for task in tasks])
+        order = np.argsort(rows, kind="stable")
+        users, first = np.unique(rows[order], return_index=True)
+        campaigns = np.repeat(np.arange(len(tasks)), [len(task.samples) for task in tasks])
+        labels = np.concatenate([task.samples.labels for task in tasks])
+        return Knowledge(users, np.append(first, len(rows)), campaigns[order], labels[order])
+
+    def take(self, index: Index) -> tuple[Tensor, Tensor, Tensor]:
+        """All entries of some users: which of `index`, which campaign, and the label, `[entries]` each."""
+        counts = self.starts[index + 1] - self.starts[index]
+        before = np.cumsum(counts) - counts
+        entries = np.arange(counts.sum()) + np.repeat(self.starts[index] - before, counts)
+        which = np.repeat(np.arange(len(index)), counts)
+        return (
+            torch.from_numpy(which),
+            torch.from_numpy(self.campaigns[entries]),
+            torch.from_numpy(self.labels[entries]),
+        )
+
+
+class OwnWeights(nn.Module):
+    """The own weights of all training campaigns: shifts `[T, h]`, coefficients `[T, d]`, intercepts `[T]`."""
+
+    def __init__(self, campaigns: int, hidden: int, rank: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(0.05 * torch.randn(campaigns, hidden))
+        self.coefficients = nn.Parameter(0.1 * torch.randn(campaigns, rank))
+        self.intercept = nn.Parameter(torch.zeros(campaigns))
+
+
+class MultitaskTrainer:
+    """The general model, the basis, the campaigns' own weights, and their optimisers. `step` takes some users."""
+
+    def __init__(
+        self,
+        model: MetaHeac,
+        prior: HeadPrior,
+        config: JointConfig,
+        settings: TrainingConfig,
+        pool: Pool,
+        tasks: Sequence[Task],
+    ) -> None:
+        self.model, self.prior, self.config, self.settings, self.pool = model, prior, config, settings, pool
+        self.knowledge = Knowledge.of(tasks)
+        self.users = pool.take(self.knowledge.users)
+        self.campaigns = model.campaigns.batch(EncodedColumns.concat([task.features for task in tasks]))
+        self.own = OwnWeights(len(tasks), prior.hidden, prior.rank)
+        self.steps_per_epoch = max(1, round(len(self.knowledge.users) / config.batch_users))
+        dense = [p for p in model.parameters() if p is not model.user_embedding]
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "dense": torch.optim.Adam([*dense, *self.own.parameters()], lr=config.lr),
+            "tables": torch.optim.Adam([model.user_embedding, prior.basis], lr=config.lr),
+        }
+
+    def step(self, number: int, done: float) -> tuple[float, float, int]:
+        """One update from the users whose turn it is, at a rate that falls to 0 as the budget is spent.
+
+        All randomness comes from the configured seed and `number`: a resumed run continues the same sequence.
+        """
+        epoch, place = divmod(number, self.steps_per_epoch)
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.knowledge.users))
+        index = np.sort(np.array_split(order, self.steps_per_epoch)[place])
+        rng = np.random.default_rng([self.settings.seed, epoch, place])
+        which, campaign, labels = self.knowledge.take(index)
+        users = self.model.users.batch(self.users.take(index))
+        users = self.model.users.with_unknown(users, self.settings.user_id_dropout, rng)
+        campaigns = self.model.campaigns.with_unknown(self.campaigns, self.settings.campaign_id_dropout, rng)
+        loss = self._loss(users, campaigns, which, campaign, labels)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.lr * max(1 - done, MIN_RATE)
+            optimizer.zero_grad()
+        torch.autograd.backward(loss + self._penalty())
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return loss.item(), loss.item(), len(labels)
+
+    def validate(self, held_out: list[Task]) -> float:
+        """Mean AUC on what campaigns never trained on brought later, with own weights fitted to their seeds."""
+        self._deviations_of_training_campaigns()
+        return mean_auc([_Exam(self, task) for task in _judgeable(held_out)])
+
+    def finish(self, held_out: list[Task]) -> None:
+        """Choose the deviations of own weights by campaigns never trained on, one kind after the other."""
+        self._deviations_of_training_campaigns()
+        self.prior.id_variance.fill_(ID_VARIANCES[0])
+        exams = [_Exam(self, task) for task in _judgeable(held_out)]
+        if not exams:
+            return
+        for parameter, candidates in (
+            (self.prior.coefficient_std, [scale * float(self.prior.coefficient_std) for scale in SCALES]),
+            (self.prior.shift_std, [scale * float(self.prior.shift_std) for scale in SCALES]),
+            (self.prior.id_variance, list(ID_VARIANCES)),
+        ):
+            values = []
+            for candidate in candidates:
+                parameter.fill_(candidate)
+                values.append(mean_auc(exams))
+            parameter.fill_(candidates[int(np.argmax(values))])
+
+    def _loss(
+        self, users: FeatureBatch, campaigns: FeatureBatch, which: Tensor, campaign: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Mean cross-entropy of pairs: user `which[i]` and campaign `campaign[i]`, `[pairs]` each.
+
+        What is linear in a user's and a campaign's vectors is multiplied for all users and campaigns and picked from:
+        a few large matrices instead of a vector a pair.
+        """
+        model, own = self.model, self.own
+        seen = model.represent(users)  # once a user
+        place = which * len(own.intercept) + campaign
+        shift = own.intercept[campaign] + (users.sum_ids(self.prior.basis) @ own.coefficients.T).flatten()[place]
+        expert_gate, critic_gate = model.gates(seen.user_mean, campaigns, which, campaign)
+        # Eq. 6 and 7 in another order: opinions of each expert, then their mixture.
+        shifts = (seen.hidden @ own.shift.T).flatten(1)[:, place]  # [n, pairs]
+        opinions = (seen.hidden @ model.critics.weight.T)[:, which]  # [n, pairs, m]
+        weights = expert_gate.exp().T  # [n, pairs]
+        shift = shift + (weights * shifts).sum(0)
+        opinions = (weights.unsqueeze(2) * opinions).sum(0) + model.critics.bias
+        return cross_entropy(opinions, critic_gate, shift, labels).mean()
+
+    def _penalty(self) -> Tensor:
+        parts = (self.own.shift, self.own.coefficients, self.prior.basis, self.model.user_embedding)
+        return self.config.l2 * torch.stack([part.square().sum() for part in parts]).sum()
+
+    def _deviations_of_training_campaigns(self) -> None:
+        with torch.no_grad():
+            self.prior.shift_std.copy_(self.own.shift.square().mean().sqrt())
+            self.prior.coefficient_std.copy_(self.own.coefficients.square().mean().sqrt())
+
+
+def _judgeable(tasks: Sequence[Task]) -> list[Task]:
+    return [task for task in tasks if task.seeds.trainable and task.audience.trainable]
+
+
+class _Exam:
+    """A campaign never trained on: own weights are fitted to its seeds and judged by its audience."""
+
+    def __init__(self, trainer: MultitaskTrainer, task: Task) -> None:
+        rng = np.random.default_rng([trainer.settings.seed, len(task.samples)])
+        most = min(MOST_JUDGED, len(task.audience))
+        audience = task.audience.shuffled(rng).take(np.arange(most))
+        self.seeds = np.arange(len(task.seeds))
+        self.audience = np.arange(len(task.seeds), len(task.seeds) + len(audience))
+        both = Samples.concat(task.seeds, audience)
+        users = trainer.pool.take(both.rows)
+        campaign = trainer.model.campaigns.batch(task.features)
+        # As a new campaign's will be: ids that no training campaign has are unknown.
+        campaign = trainer.model.campaigns.with_untrained_unknown(campaign, trainer.campaigns.occurring())
+        self.samples = CampaignSamples(trainer.model, trainer.prior, users, campaign, both.labels)
+
+    def auc(self) -> float:
+        own = self.samples.fit(self.seeds, lambda: None)
+        return self.samples.held_out_auc(self.audience, own)
+
+
+def mean_auc(exams: Sequence[_Exam]) -> float:
+    """NaN if there are none."""
+    return float(np.mean([exam.auc() for exam in exams])) if exams else math.nan
