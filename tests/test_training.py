@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from lookalike.config import Config
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import AlreadyExists, Cancelled, DataCorrupted, EmptySeeds, InvalidInput, NotFound
-from lookalike.model.features import FeatureEncoder
 from lookalike.model.metaheac import MetaHeac, binary_cross_entropy
+from lookalike.model.one_hot import one_hot
 from lookalike.pool.snapshot import Pool
 from lookalike.training.adapt import adapt
 from lookalike.training.checkpoint import fingerprint, load_checkpoint
 from lookalike.training.meta import Trainer
 from lookalike.training.pretraining import TrainingProgress, train
-from lookalike.training.ridge import fit_ridge, linear_term
+from lookalike.training.ridge import fit_ridge
 from lookalike.training.tasks import Samples, Task, hold_out, load_tasks, sampling_weights
 
 
@@ -138,13 +138,28 @@ def test_larger_campaigns_are_drawn_more_often_unless_uniform(tasks: list[Task])
     np.testing.assert_allclose(sampling_weights(tasks, "uniform"), 1 / len(tasks))
 
 
+@pytest.fixture
+def meta_config(small_config: Config) -> Config:
+    """Algorithm 1 and its own adaptation."""
+    return dataclasses.replace(
+        small_config,
+        training=dataclasses.replace(small_config.training, method="meta"),
+        adaptation=dataclasses.replace(small_config.adaptation, optimizer="meta"),
+    )
+
+
+@pytest.fixture(params=["joint", "meta"])
+def config(request: pytest.FixtureRequest, small_config: Config, meta_config: Config) -> Config:
+    return small_config if request.param == "joint" else meta_config
+
+
 def test_training_learns_to_adapt_and_keeps_the_best(
-    dataset: Dataset, pool: Pool, small_config: Config, tmp_path: Path
+    dataset: Dataset, pool: Pool, config: Config, tmp_path: Path
 ) -> None:
     reports: list[TrainingProgress] = []
-    settings = dataclasses.replace(small_config.training, max_samples=60_000, patience=100)
+    settings = dataclasses.replace(config.training, max_samples=60_000, patience=100)
     checkpoint = train(
-        dataset, pool, tmp_path / "ck", dataclasses.replace(small_config, training=settings), progress=reports.append
+        dataset, pool, tmp_path / "ck", dataclasses.replace(config, training=settings), progress=reports.append
     )
     assert [r.step for r in reports] == list(range(1, len(reports) + 1))
     assert reports[-1].samples >= 60_000
@@ -156,19 +171,20 @@ def test_training_learns_to_adapt_and_keeps_the_best(
 
 
 def test_an_interrupted_training_continues_to_the_same_weights(
-    dataset: Dataset, pool: Pool, small_config: Config, sample_checkpoint: Path, tmp_path: Path
+    dataset: Dataset, pool: Pool, config: Config, tmp_path: Path
 ) -> None:
+    train(dataset, pool, tmp_path / "undisturbed", config)
     calls = iter(range(10**6))
     with pytest.raises(Cancelled, match="again to continue"):
-        train(dataset, pool, tmp_path / "ck", small_config, cancelled=lambda: next(calls) == 7)
+        train(dataset, pool, tmp_path / "ck", config, cancelled=lambda: next(calls) == 7)
     assert not (tmp_path / "ck").exists()
     steps: list[int] = []
-    train(dataset, pool, tmp_path / "ck", small_config, progress=lambda p: steps.append(p.step))
+    train(dataset, pool, tmp_path / "ck", config, progress=lambda p: steps.append(p.step))
     assert steps[0] == 8
-    ours, undisturbed = load_file(tmp_path / "ck/model.safetensors"), load_file(sample_checkpoint / "model.safetensors")
+    ours, undisturbed = (load_file(tmp_path / name / "model.safetensors") for name in ("ck", "undisturbed"))
     for name, tensor in undisturbed.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
-    assert fingerprint(tmp_path / "ck") == fingerprint(sample_checkpoint)
+    assert fingerprint(tmp_path / "ck") == fingerprint(tmp_path / "undisturbed")
 
 
 def test_a_run_of_another_configuration_is_not_continued(
@@ -176,9 +192,40 @@ def test_a_run_of_another_configuration_is_not_continued(
 ) -> None:
     with pytest.raises(Cancelled):
         train(dataset, pool, tmp_path / "ck", small_config, cancelled=lambda: True)
-    other = dataclasses.replace(small_config, training=dataclasses.replace(small_config.training, outer_lr=0.1))
+    other = dataclasses.replace(small_config, joint=dataclasses.replace(small_config.joint, lr=0.1))
     with pytest.raises(InvalidInput, match="other data or another configuration"):
         train(dataset, pool, tmp_path / "ck", other)
+
+
+@pytest.mark.parametrize(
+    ("training", "adaptation", "model", "field"),
+    [
+        ({"method": "meta"}, {"optimizer": "head"}, {}, "adaptation.optimizer"),
+        ({"method": "joint"}, {"optimizer": "meta"}, {}, "adaptation.optimizer"),
+        ({"method": "joint"}, {"optimizer": "head"}, {"wide": False}, "training.method"),
+        ({"method": "joint"}, {"optimizer": "head"}, {"literal_average": True}, "training.method"),
+    ],
+)
+def test_stages_that_do_not_fit_together_are_refused_before_training(
+    dataset: Dataset,
+    pool: Pool,
+    small_config: Config,
+    tmp_path: Path,
+    training: dict[str, Any],
+    adaptation: dict[str, Any],
+    model: dict[str, Any],
+    field: str,
+) -> None:
+    config = dataclasses.replace(
+        small_config,
+        training=dataclasses.replace(small_config.training, **training),
+        adaptation=dataclasses.replace(small_config.adaptation, **adaptation),
+        model=dataclasses.replace(small_config.model, **model),
+    )
+    with pytest.raises(InvalidInput) as raised:
+        train(dataset, pool, tmp_path / "ck", config)
+    assert raised.value.field == field
+    assert not (tmp_path / "ck").exists()
 
 
 def test_a_checkpoint_is_not_overwritten(
@@ -208,13 +255,32 @@ def seeds_of(task: Task) -> np.ndarray:
     return np.sort(task.seeds.rows[task.seeds.labels == 1])
 
 
-@pytest.mark.parametrize("optimizer", ["meta", "adam"])
-def test_adaptation_fits_the_seeds_and_only_the_rows_they_touch(
-    sample_checkpoint: Path, pool: Pool, tasks: list[Task], optimizer: Literal["meta", "adam"]
+@pytest.fixture(scope="module")
+def meta_checkpoint(
+    dataset: Dataset, pool: Pool, small_config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A general model of Algorithm 1."""
+    path = tmp_path_factory.mktemp("meta") / "checkpoint"
+    config = dataclasses.replace(
+        small_config,
+        training=dataclasses.replace(small_config.training, method="meta"),
+        adaptation=dataclasses.replace(small_config.adaptation, optimizer="meta"),
+    )
+    train(dataset, pool, path, config)
+    return path
+
+
+@pytest.mark.parametrize("optimizer", ["head", "meta", "adam"])
+def test_adaptation_fits_the_seeds(
+    sample_checkpoint: Path,
+    meta_checkpoint: Path,
+    pool: Pool,
+    tasks: list[Task],
+    optimizer: Literal["head", "meta", "adam"],
 ) -> None:
-    checkpoint = load_checkpoint(sample_checkpoint)
+    checkpoint = load_checkpoint(sample_checkpoint if optimizer == "head" else meta_checkpoint)
     task = max(tasks, key=lambda t: int(t.seeds.labels.sum()))
-    config = dataclasses.replace(checkpoint.config.adaptation, optimizer=optimizer, embedding_lr=0.01)
+    config = dataclasses.replace(checkpoint.config.adaptation, optimizer=optimizer, embedding_lr=0.01, ridge=0)
     adapted = adapt(checkpoint, pool, task.features, seeds_of(task), config)
     assert adapted.best_epoch >= 1
     assert adapted.held_out_auc is not None
@@ -272,13 +338,17 @@ def test_adaptation_stops_when_asked(sample_checkpoint: Path, pool: Pool, tasks:
 def test_the_ridge_is_the_logistic_regression(pool: Pool, tasks: list[Task]) -> None:
     """Against scikit-learn's solver on the same one-hot features and penalty."""
     linear_model = pytest.importorskip("sklearn.linear_model")
-    encoder = FeatureEncoder(pool.schema)
     samples = tasks[0].seeds
-    users = encoder.batch(pool.take(samples.rows))
-    weights = fit_ridge(users, torch.from_numpy(samples.labels), encoder.table_rows, 0.1, poll=lambda: None)
-    features = np.zeros((len(samples), encoder.table_rows))
-    np.add.at(features, (np.arange(len(samples))[:, None], users.single.numpy()), 1)
-    np.add.at(features, (users.bags.numpy() // users.num_multi, users.values.numpy()), 1)
-    expected = linear_model.LogisticRegression(C=0.1, tol=1e-8, max_iter=1000).fit(features, samples.labels)
-    np.testing.assert_allclose(weights.numpy(), expected.coef_[0], atol=2e-3)
-    np.testing.assert_allclose(linear_term(users, weights).numpy(), features @ weights.numpy(), rtol=1e-4, atol=1e-5)
+    ids = one_hot(pool.schema, pool.take(samples.rows))
+    weights = fit_ridge(ids, samples.labels, np.zeros(len(samples)), 0.1)
+    expected = linear_model.LogisticRegression(C=0.1, tol=1e-8, max_iter=1000).fit(ids, samples.labels)
+    np.testing.assert_allclose(weights, expected.coef_[0], atol=2e-3)
+
+
+def test_the_ridge_finds_nothing_where_all_is_known(pool: Pool, tasks: list[Task]) -> None:
+    """Log-odds that explain the labels already leave it little to add; an offset of nothing leaves it much."""
+    samples = tasks[0].seeds
+    ids = one_hot(pool.schema, pool.take(samples.rows))
+    known = fit_ridge(ids, samples.labels, np.where(samples.labels > 0, 6.0, -6.0), 0.1)
+    unknown = fit_ridge(ids, samples.labels, np.zeros(len(samples)), 0.1)
+    assert np.abs(known).max() < 0.1 * np.abs(unknown).max()

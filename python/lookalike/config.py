@@ -101,7 +101,7 @@ class AdaptationConfig:
     lr: float = 0.001
     embedding_lr: float = 0.001
     batch_size: AtLeastOne = 512
-    max_epochs: int = 6
+    max_epochs: int = 6  # 0 keeps the general model
     patience: AtLeastOne = 2  # epochs without gain on held-out seeds before adapting stops
     # With meta and adam: inverse L2 penalty (scikit-learn's C) of the campaign's own regression, whose weights go to
     # the linear term; 0 leaves it out. On held-out training campaigns of kuairand it brings 0.007 AUC and 4% of P@5%.

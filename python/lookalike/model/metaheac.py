@@ -70,7 +70,7 @@ class Gate(nn.Module):
             return user_mean.new_zeros(len(user_mean if users is None else users), 1)
         from_user, from_campaign = self.from_user(user_mean), self.from_campaign(campaign)
         if users is not None and campaigns is not None:
-            from_user, from_campaign = from_user[users], from_campaign[campaigns]
+            from_user, from_campaign = from_user.index_select(0, users), from_campaign.index_select(0, campaigns)
         weights: Tensor = self.output((from_user + from_campaign).relu()).log_softmax(dim=1)
         return weights
 

@@ -140,7 +140,8 @@ def _told(
 ) -> Insight:
     ranks, eligible, described = measured.ranks, measured.eligible, measured.others.users
     curve = RecallCurve(ranks.customised, ranks.general, eligible, ranks.users)
-    regression = checkpoint.model.config.wide and config.adaptation.ridge > 0
+    adaptation = config.adaptation
+    regression = adaptation.optimizer != "head" and checkpoint.model.config.wide and adaptation.ridge > 0
     tuning = fine_tuning(ranks.customised, ranks.general, epochs=measured.best_epoch, regression=regression)
     quality = judge(request.match, ranks.customised, tuning, passing=measured.passing)
     suggestions = curve.suggestions()

@@ -110,6 +110,7 @@ def customise(
             campaign,
             samples,
             folds,
+            config,
             rows=rows,
             keep_folds=keep_folds,
             progress=progress,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lookalike.config import AdaptationConfig
 from lookalike.evaluation.metrics import auc
 from lookalike.model.features import FeatureBatch
 from lookalike.model.metaheac import MetaHeac
@@ -57,6 +58,7 @@ class CampaignSamples:
 
     def fit(self, index: Index | slice, poll: Callable[[], None]) -> OwnWeights:
         """Own weights from the samples at `index`: the head first, then what ids tell beyond it."""
+        poll()
         judged, labels = self.judged.take(index), self.labels[index]
         head = fit_head(judged, torch.from_numpy(labels), self.prior.deviations())
         variance = float(self.prior.id_variance)
@@ -81,6 +83,7 @@ def fit_to_seeds(
     campaign: EncodedColumns,
     samples: Samples,
     folds: Sequence[tuple[Samples, Samples]],
+    config: AdaptationConfig,
     *,
     rows: npt.NDArray[np.int64],
     keep_folds: bool,
@@ -104,7 +107,7 @@ def fit_to_seeds(
         general_aucs.append(seen.held_out_auc(test.rows, None))
         ticker.tick()
     adapted_auc, general_auc = float(np.mean(adapted_aucs)), float(np.mean(general_aucs))
-    best = int(adapted_auc > general_auc)
+    best = int(config.max_epochs > 0 and adapted_auc > general_auc)
     history = [{"epoch": 0.0, "held_out_auc": general_auc}, {"epoch": 1.0, "held_out_auc": adapted_auc}]
     chosen = seen.fit(slice(None), ticker.poll) if best else None
     ticker.finish()

@@ -107,8 +107,8 @@ class MultitaskTrainer:
         self.steps_per_epoch = max(1, round(len(self.knowledge.users) / config.batch_users))
         dense = [p for p in model.parameters() if p is not model.user_embedding]
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "dense": torch.optim.Adam([*dense, *self.own.parameters()], lr=config.lr),
-            "tables": torch.optim.Adam([model.user_embedding, prior.basis], lr=config.lr),
+            "dense": torch.optim.Adam([*dense, *self.own.parameters()], lr=config.lr, fused=True),
+            "tables": torch.optim.Adam([model.user_embedding, prior.basis], lr=config.lr, fused=True),
         }
 
     def step(self, number: int, done: float) -> tuple[float, float, int]:
@@ -168,14 +168,15 @@ class MultitaskTrainer:
         model, own = self.model, self.own
         seen = model.represent(users)  # once a user
         place = which * len(own.intercept) + campaign
-        shift = own.intercept[campaign] + (users.sum_ids(self.prior.basis) @ own.coefficients.T).flatten()[place]
+        linear = (users.sum_ids(self.prior.basis) @ own.coefficients.T + own.intercept).flatten()
         expert_gate, critic_gate = model.gates(seen.user_mean, campaigns, which, campaign)
-        # Eq. 6 and 7 in another order: opinions of each expert, then their mixture.
-        shifts = (seen.hidden @ own.shift.T).flatten(1)[:, place]  # [n, pairs]
-        opinions = (seen.hidden @ model.critics.weight.T)[:, which]  # [n, pairs, m]
-        weights = expert_gate.exp().T  # [n, pairs]
-        shift = shift + (weights * shifts).sum(0)
-        opinions = (weights.unsqueeze(2) * opinions).sum(0) + model.critics.bias
+        # Eq. 6 and 7 in another order: each expert's opinions, then their mixture.
+        weights = expert_gate.exp()  # [pairs, n]
+        shifts = (seen.hidden @ own.shift.T).flatten(1)  # [n, users * T]
+        shift = (weights.T * shifts.index_select(1, place)).sum(0) + linear.index_select(0, place)
+        by_expert = (seen.hidden @ model.critics.weight.T).transpose(0, 1).flatten(1)  # [users, n * m]
+        by_expert = by_expert.index_select(0, which).view(len(which), *weights.shape[1:], -1)
+        opinions = (weights.unsqueeze(2) * by_expert).sum(1) + model.critics.bias
         return cross_entropy(opinions, critic_gate, shift, labels).mean()
 
     def _penalty(self) -> Tensor:

@@ -1,0 +1,235 @@
+"""Joint pre-training and campaigns' own weights: the fast forms are the plain ones, and the fit is the optimum."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lookalike.config import Config
+from lookalike.dataset.layout import Dataset
+from lookalike.errors import FailedPrecondition
+from lookalike.evaluation.metrics import auc
+from lookalike.pool.snapshot import Pool
+from lookalike.schema import EncodedColumns
+from lookalike.training.adapt import customise
+from lookalike.training.campaign_head import Head, Judged, cross_entropy, fit_head, log_odds
+from lookalike.training.checkpoint import Checkpoint, load_checkpoint
+from lookalike.training.head_fit import CampaignSamples, OwnWeights, judge_all, with_own_weights
+from lookalike.training.multitask import Knowledge, MultitaskTrainer
+from lookalike.training.pretraining import new_run
+from lookalike.training.ridge import fit_ridge
+from lookalike.training.tasks import Samples, Task, load_tasks
+
+
+@pytest.fixture(scope="module")
+def dataset(sample_dataset: Path) -> Dataset:
+    return Dataset.open(sample_dataset)
+
+
+@pytest.fixture(scope="module")
+def pool(sample_pool: Path) -> Pool:
+    return Pool.open(sample_pool)
+
+
+@pytest.fixture(scope="module")
+def tasks(dataset: Dataset, pool: Pool) -> list[Task]:
+    return load_tasks(dataset, pool, dataset.campaign_schema(), "train")
+
+
+@pytest.fixture
+def checkpoint(sample_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(sample_checkpoint)
+
+
+@pytest.fixture
+def trainer(dataset: Dataset, pool: Pool, tasks: list[Task], small_config: Config) -> MultitaskTrainer:
+    settings = dataclasses.replace(small_config.training, campaign_id_dropout=0.0, user_id_dropout=0.0)
+    config = dataclasses.replace(small_config, training=settings)
+    made = new_run(pool, dataset.campaign_schema(), tasks, config).trainer
+    assert isinstance(made, MultitaskTrainer)
+    return made
+
+
+def test_knowledge_has_every_sample_once_under_its_user(tasks: list[Task]) -> None:
+    knowledge = Knowledge.of(tasks)
+    expected = {
+        (row, number, label)
+        for number, task in enumerate(tasks)
+        for row, label in zip(task.samples.rows.tolist(), task.samples.labels.tolist(), strict=True)
+    }
+    index = np.random.default_rng(0).permutation(len(knowledge.users))
+    which, campaign, labels = (part.numpy() for part in knowledge.take(index))
+    rows = knowledge.users[index[which]]
+    assert len(rows) == len(expected)
+    assert set(zip(rows.tolist(), campaign.tolist(), labels.tolist(), strict=True)) == expected
+    assert [len(part) for part in knowledge.take(index[:0])] == [0, 0, 0]
+
+
+def test_an_epoch_sees_every_sample_once(trainer: MultitaskTrainer, tasks: list[Task]) -> None:
+    seen = sum(trainer.step(number, 0.0)[2] for number in range(trainer.steps_per_epoch))
+    assert seen == sum(len(task.samples) for task in tasks)
+
+
+def test_the_loss_is_that_of_each_campaigns_customised_model(trainer: MultitaskTrainer, tasks: list[Task]) -> None:
+    """A campaign's own weights put into critics and linear term, and users scored one campaign at a time."""
+    torch.manual_seed(1)
+    for tensor in (trainer.own.shift, trainer.own.coefficients, trainer.own.intercept, trainer.prior.basis):
+        tensor.data.normal_()
+    trainer.model.user_embedding.data[:, :-1].normal_()
+    total = 0.0
+    for number, task in enumerate(tasks):
+        own = trainer.own
+        weights = torch.cat([own.shift[number], own.coefficients[number]]).detach()
+        head = Head(weights, own.intercept[number].detach())
+        model = with_own_weights(
+            trainer.model, trainer.prior, OwnWeights(head, np.zeros(trainer.model.users.table_rows))
+        )
+        users = model.users.batch(trainer.pool.take(task.samples.rows))
+        with torch.no_grad():
+            log_p, log_not_p = model(users, model.campaigns.batch(task.features))
+        labels = torch.from_numpy(task.samples.labels)
+        total -= float((labels * log_p + (1 - labels) * log_not_p).sum())
+    everyone = np.arange(len(trainer.knowledge.users))
+    which, campaign, labels = trainer.knowledge.take(everyone)
+    loss = trainer._loss(trainer.model.users.batch(trainer.users), trainer.campaigns, which, campaign, labels)
+    assert loss.item() * len(labels) == pytest.approx(total, rel=1e-4)
+
+
+def test_every_parameter_is_trained(trainer: MultitaskTrainer) -> None:
+    before = {
+        n: p.detach().clone() for m in (trainer.model, trainer.prior, trainer.own) for n, p in m.named_parameters()
+    }
+    for number in range(3):
+        trainer.step(number, 0.0)
+    after = {n: p for m in (trainer.model, trainer.prior, trainer.own) for n, p in m.named_parameters()}
+    for name, tensor in before.items():
+        if not name.endswith(("_std", "id_variance")):
+            assert not torch.equal(after[name], tensor), name
+    assert not trainer.model.user_embedding[:, -1].any()  # the linear term is the campaigns' own
+
+
+def random_case(users: int, critics: int, seed: int) -> tuple[Judged, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    features = torch.randn(users, 6, generator=rng)
+    opinions = torch.randn(users, critics, generator=rng) - 2
+    log_weights = torch.randn(users, critics, generator=rng).log_softmax(1)
+    chance = (features[:, 0] - 1.5).sigmoid()
+    return Judged(features, opinions, log_weights), (torch.rand(users, generator=rng) < chance).float()
+
+
+@pytest.mark.parametrize("critics", [1, 3])
+def test_the_head_is_the_most_probable_one(critics: int) -> None:
+    """No step away from it raises the posterior; a step is as wide as the prior."""
+    judged, labels = random_case(400, critics, 0)
+    deviations = torch.tensor([1.0, 0.5, 0.5, 0.1, 2.0, 0.3])
+    head = fit_head(judged, labels, deviations)
+
+    def objective(weights: torch.Tensor, intercept: torch.Tensor) -> float:
+        shift = (judged.features @ weights).double() + intercept
+        fit = cross_entropy(judged.opinions.double(), judged.log_weights.double(), shift, labels.double()).sum()
+        return float(fit + 0.5 * (weights / deviations).square().sum())
+
+    best = objective(head.weights, head.intercept)
+    rng = torch.Generator().manual_seed(1)
+    for scale in (1e-2, 1e-1, 1.0):
+        for _ in range(50):
+            step = scale * deviations * torch.randn(6, generator=rng)
+            shift = scale * torch.randn((), generator=rng)
+            assert objective(head.weights + step, head.intercept + shift) > best - 1e-4
+
+
+def test_a_narrow_prior_leaves_the_general_model() -> None:
+    judged, labels = random_case(300, 2, 3)
+    narrow, wide = (fit_head(judged, labels, torch.full((6,), std)) for std in (1e-4, 10.0))
+    assert narrow.weights.abs().max() < 1e-3
+    assert wide.weights.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("case", ["all alike", "separable"])
+def test_odd_labels_end_in_finite_weights(case: str) -> None:
+    judged, labels = random_case(200, 2, 4)
+    labels = torch.zeros(200) if case == "all alike" else (judged.features[:, 0] > 0).float()
+    head = fit_head(judged, labels, torch.full((6,), 3.0))
+    assert torch.isfinite(head.weights).all()
+    assert torch.isfinite(head.intercept)
+
+
+def test_the_customised_model_computes_what_was_fitted(checkpoint: Checkpoint, pool: Pool, tasks: list[Task]) -> None:
+    assert checkpoint.prior is not None
+    checkpoint.prior.id_variance.data.fill_(0.05)
+    task = tasks[0]
+    model, users = checkpoint.model, pool.take(task.seeds.rows)
+    campaign = model.campaigns.batch(task.features)
+    samples = CampaignSamples(model, checkpoint.prior, users, campaign, task.seeds.labels)
+    own = samples.fit(slice(None), lambda: None)
+    assert np.abs(own.ids).max() > 0
+    customised = with_own_weights(model, checkpoint.prior, own)
+    with torch.no_grad():
+        log_p, log_not_p = customised(customised.users.batch(users), campaign)
+    judged = judge_all(model, checkpoint.prior, users, campaign)
+    expected = log_odds(judged, own.head.shift(judged) + torch.from_numpy(samples.ids @ own.ids))
+    torch.testing.assert_close((log_p - log_not_p).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_held_out_seeds_do_not_train_the_model_that_they_judge(
+    checkpoint: Checkpoint, pool: Pool, tasks: list[Task]
+) -> None:
+    """Random labels are learnt by heart and tell nothing of the fold that was kept back."""
+    rng = np.random.default_rng(0)
+    rows = rng.choice(pool.num_users, 1500, replace=False)
+    labels = np.concatenate([np.ones(300, np.float32), np.zeros(1200, np.float32)])
+    samples = Samples(rows, labels).shuffled(rng)
+    assert checkpoint.prior is not None
+    checkpoint.prior.id_variance.data.fill_(10.0)
+    adapted = customise(checkpoint, pool, tasks[0].features, samples, checkpoint.config.adaptation, keep_folds=True)
+    assert adapted.history[1]["held_out_auc"] < 0.6
+    for fold in adapted.held_out:
+        assert not set(fold.seeds) & set(fold.trained)
+
+
+def test_seeds_that_tell_nothing_are_left_to_the_general_model(
+    checkpoint: Checkpoint, pool: Pool, tasks: list[Task]
+) -> None:
+    """Where own weights rank held-out seeds no better, the customised model is the general one, bit for bit."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(pool.num_users, 420, replace=False)
+        samples = Samples(rows, np.repeat([1.0, 0.0], [20, 400]).astype(np.float32)).shuffled(rng)
+        adapted = customise(checkpoint, pool, tasks[0].features, samples, checkpoint.config.adaptation)
+        assert adapted.held_out_auc == max(adapted.general_auc, adapted.history[1]["held_out_auc"])
+        if adapted.best_epoch == 0:
+            for name, tensor in checkpoint.model.state_dict().items():
+                assert torch.equal(adapted.model.state_dict()[name], tensor)
+            return
+    pytest.fail("own weights never lost, on twenty random sets of seeds")
+
+
+def test_joint_training_helps_a_campaign_with_few_seeds(checkpoint: Checkpoint, dataset: Dataset, pool: Pool) -> None:
+    """Fitted to a dozen seeds, own weights rank the later audience better under the learnt prior than a ridge alone."""
+    ours, alone = [], []
+    for task in load_tasks(dataset, pool, dataset.campaign_schema(), "test"):
+        positive, negative = (task.seeds.take(np.flatnonzero(task.seeds.labels == label)) for label in (1, 0))
+        few = Samples.concat(positive.take(np.arange(12)), negative.take(np.arange(240)))
+        users = EncodedColumns.concat([pool.take(few.rows), pool.take(task.audience.rows)])
+        campaign = checkpoint.model.campaigns.batch(task.features)
+        assert checkpoint.prior is not None
+        labels = np.concatenate([few.labels, task.audience.labels])
+        samples = CampaignSamples(checkpoint.model, checkpoint.prior, users, campaign, labels)
+        later = np.arange(len(few), len(labels))
+        own = samples.fit(np.arange(len(few)), lambda: None)
+        ours.append(samples.held_out_auc(later, own))
+        weights = fit_ridge(samples.ids[: len(few)], few.labels, np.zeros(len(few)), 0.1)
+        alone.append(auc(task.audience.labels.astype(np.int8), samples.ids[len(few) :] @ weights))
+    assert np.mean(ours) > np.mean(alone)
+
+
+def test_a_general_model_without_a_prior_says_what_to_set(
+    checkpoint: Checkpoint, pool: Pool, tasks: list[Task]
+) -> None:
+    without = dataclasses.replace(checkpoint, prior=None)
+    with pytest.raises(FailedPrecondition, match=r"adaptation\.optimizer"):
+        customise(without, pool, tasks[0].features, tasks[0].seeds, checkpoint.config.adaptation)
