@@ -307,6 +307,8 @@ class _Group:
         self.broad = self.broad.detach()[positions].requires_grad_(self.broad.requires_grad)
         self.optimizer = torch.optim.Adam(self._trainable(), lr=self.config.lr, fused=True)
         for old, new in zip(before, self._trainable(), strict=True):
+            if not state[old]:  # the network has no use for it
+                continue
             moments = {name: state[old][name][positions] for name in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[new] = {"step": state[old]["step"], **moments}
         self.members = [self.members[position] for position in positions]

@@ -35,7 +35,7 @@ ALPHA = 0.001 * 512
 class MetaHeacSystem(NetworkSystem):
     """Algorithm 1 offline, fine-tuning of all parameters online."""
 
-    def __init__(self, key: str, title: str, config: ModelConfig = PUBLISHED) -> None:
+    def __init__(self, key: str, title: str, config: ModelConfig) -> None:
         super().__init__(key, title, Recipe(StackedMetaHeac, copies), config)
 
     def learn(self, history: History, samples: int, rates: Rates, seed: int, tick: Tick) -> tuple[General, int]:
@@ -75,11 +75,11 @@ def meta_config(rates: Rates, seed: int) -> TrainingConfig:
     )
 
 
-def metaheac_systems() -> list[NetworkSystem]:
+def metaheac_systems(config: ModelConfig = PUBLISHED) -> list[NetworkSystem]:
     """MetaHeac and its ablations, new, in the order of the paper's Table 4."""
     return [
-        MetaHeacSystem("metaheac", "MetaHeac, as published"),
-        MetaHeacSystem("metaheac-no-hc", "MetaHeac w/o HC", replace(PUBLISHED, num_critics=1)),
-        MetaHeacSystem("metaheac-no-he", "MetaHeac w/o HE", replace(PUBLISHED, num_experts=1)),
-        NetworkSystem("metaheac-no-meta", "MetaHeac w/o Meta", Recipe(StackedMetaHeac, copies)),
+        MetaHeacSystem("metaheac", "MetaHeac, as published", config),
+        MetaHeacSystem("metaheac-no-hc", "MetaHeac w/o HC", replace(config, num_critics=1)),
+        MetaHeacSystem("metaheac-no-he", "MetaHeac w/o HE", replace(config, num_experts=1)),
+        NetworkSystem("metaheac-no-meta", "MetaHeac w/o Meta", Recipe(StackedMetaHeac, copies), config),
     ]

@@ -65,7 +65,7 @@ class Recipe:
 class NetworkSystem:
     """A row of the table: an offline stage on all training campaigns mixed, then fine-tuning for each new one."""
 
-    def __init__(self, key: str, title: str, recipe: Recipe, config: ModelConfig = PUBLISHED) -> None:
+    def __init__(self, key: str, title: str, recipe: Recipe, config: ModelConfig) -> None:
         self.key = key
         self.title = title
         self.recipe = recipe
@@ -183,7 +183,7 @@ def _mlp(users: UserFields, campaigns: FeatureSchema, config: ModelConfig) -> Ne
     return Mlp(users, campaigns, config, reads_campaign=True)
 
 
-def network_systems() -> list[NetworkSystem]:
+def network_systems(config: ModelConfig = PUBLISHED) -> list[NetworkSystem]:
     """One of each, new, in the order of the paper's Table 2."""
     bottom = ("embeddings", "experts")
     recipes = [
@@ -196,4 +196,4 @@ def network_systems() -> list[NetworkSystem]:
         ("mmoe", "MMoE+pre-training", Recipe(Mmoe, copies)),
         ("mmoe-random", "MMoE+pre-training, random gate and head", Recipe(Mmoe, _fresh_heads)),
     ]
-    return [NetworkSystem(key, title, recipe) for key, title, recipe in recipes]
+    return [NetworkSystem(key, title, recipe, config) for key, title, recipe in recipes]
