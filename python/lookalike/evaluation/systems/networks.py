@@ -36,8 +36,8 @@ from lookalike.training.general import CampaignEncoder, General, new_table
 from lookalike.training.joint import JointConfig, train_jointly
 from lookalike.training.together import NewCampaign, OnlineConfig, adapt_together
 
-# The published network: k = 16, 64, 64, 1, no linear term.
-PUBLISHED = ModelConfig(wide=False)
+# The published network: k = 16, 64, 64, 1, no linear term; n and m as in the authors' code.
+PUBLISHED = ModelConfig(wide=False, num_experts=8, num_critics=5)
 
 Generators = Sequence[np.random.Generator]
 Shares = npt.NDArray[np.float64]

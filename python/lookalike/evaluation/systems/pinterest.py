@@ -91,9 +91,9 @@ class Pinterest:
     def customise(
         self,
         campaigns: Sequence[SeededCampaign],
-        rates: Rates,  # noqa: ARG002  nothing is learnt online
+        rates: Rates,
         *,
-        seed: int,  # noqa: ARG002  nor drawn
+        seed: int,
         tick: Tick,
     ) -> Iterator[Ranking]:
         """Count each campaign's seeds in the regions of the hashes; its negatives are not used.

@@ -23,15 +23,34 @@ def _made_of(module: str, name: str, **arguments: Any) -> Factory:
     return make
 
 
+def _one_of(module: str, name: str, key: str) -> Factory:
+    def make() -> System:
+        systems: list[System] = getattr(import_module(f"lookalike.evaluation.systems.{module}"), name)()
+        return next(system for system in systems if system.key == key)
+
+    return make
+
+
+def _ours(key: str, title: str, **arguments: Any) -> Factory:
+    return _made_of("lookalike", "Lookalike", key=key, title=title, **arguments)
+
+
 OURS = "lookalike"
 """The key of the row that every other is compared with."""
 
+_NETWORKS = ("mlp", "mlp-emb-frozen", "mlp-emb-tuned")
+_PRETRAINED = ("mlp-pre", "shared-bottom-frozen", "shared-bottom-tuned", "mmoe", "mmoe-random")
+_METAHEAC = ("metaheac", "metaheac-no-hc", "metaheac-no-he", "metaheac-no-meta")
+
 SYSTEMS: dict[str, Factory] = {
     "lr": _made_of("logistic_regression", "OneStageRegression"),
-    "lookalike-one-budget": _made_of(
-        "lookalike", "Lookalike", key="lookalike-one-budget", title="Lookalike, the others' samples", own_budget=False
-    ),
-    OURS: _made_of("lookalike", "Lookalike"),
+    **{key: _one_of("networks", "network_systems", key) for key in _NETWORKS},
+    "pinterest": _made_of("pinterest", "Pinterest"),
+    "hubble": _made_of("hubble", "Hubble"),
+    **{key: _one_of("networks", "network_systems", key) for key in _PRETRAINED},
+    **{key: _one_of("metaheac", "metaheac_systems", key) for key in _METAHEAC},
+    "lookalike-one-budget": _ours("lookalike-one-budget", "Lookalike, as few samples as the others", own_budget=False),
+    OURS: _ours(OURS, "Lookalike, default recipe"),
 }
 
 
