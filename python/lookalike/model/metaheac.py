@@ -5,6 +5,7 @@ Knows `schema`, `config` and its own features; not how it is trained, compiled o
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -132,6 +133,10 @@ class MetaHeac(nn.Module):
             return log_p, torch.log1p(-log_p.exp().clamp(max=1 - 1e-7))
         # The weights sum to one, hence 1 - p = sum_i w_i sigmoid(-t_i).
         return log_p, (log_weights + nn.functional.logsigmoid(-opinions)).logsumexp(dim=1)
+
+    def copy(self) -> MetaHeac:
+        """Another with the same parameters. Vocabularies, which nobody changes, are shared: they may be millions."""
+        return copy.deepcopy(self, {id(encoder): encoder for encoder in (self.users, self.campaigns)})
 
     def represent(self, users: FeatureBatch) -> Represented:
         """What does not depend on the campaign."""

@@ -119,7 +119,7 @@ def customise(
     # A copy of our own: calling a module under other parameters swaps them in place for the time of the call, so
     # campaigns adapting on several threads must not share one.
     return fine_tune(
-        copy.deepcopy(checkpoint.model).to(device or torch.device("cpu")),
+        checkpoint.model.copy().to(device or torch.device("cpu")),
         copy.deepcopy(checkpoint.rates),
         users,
         campaign,

@@ -5,7 +5,6 @@ Knows the inner loop; knows nothing of pools.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -190,7 +189,7 @@ class _Learner:
 
     def _whole(self, parameters: Parameters) -> MetaHeac:
         """With general rows where no sample of this campaign touched them."""
-        model = copy.deepcopy(self.general).cpu()
+        model = self.general.copy().cpu()
         moved = {name: p.cpu() for name, p in parameters.items()}
         state = {**model.state_dict(), **moved}
         state[USER_TABLE] = model.user_embedding.detach().index_copy(0, self.rows.users, moved[USER_TABLE])

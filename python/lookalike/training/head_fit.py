@@ -6,7 +6,6 @@ prior and the ridge; knows nothing of pools.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -142,7 +141,7 @@ def judge_all(model: MetaHeac, prior: HeadPrior, users: EncodedColumns, campaign
 @torch.no_grad()
 def with_own_weights(model: MetaHeac, prior: HeadPrior, own: OwnWeights | None) -> MetaHeac:
     """The customised model: own weights lie in the critics and in the linear term, so that scoring costs no more."""
-    customised = copy.deepcopy(model)
+    customised = model.copy()
     if own is not None:
         shift, coefficients = own.head.weights[: prior.hidden], own.head.weights[prior.hidden :]
         customised.critics.weight.add_(shift)

@@ -32,9 +32,10 @@ def fit_ridge(
         offset: `[samples]`, log-odds that are known already; an intercept is fitted besides.
         poll: called at every evaluation; raise from it to stop.
     """
-    columns = ids.shape[1]
-    occurring, inverse = np.unique(ids.indices, return_inverse=True)  # the others' weights are 0
-    ids = csr_matrix((ids.data, inverse, ids.indptr), shape=(ids.shape[0], len(occurring)))
+    occurs = np.zeros(ids.shape[1], np.bool_)  # the others' weights are 0
+    occurs[ids.indices] = True
+    number = np.cumsum(occurs) - 1
+    ids = csr_matrix((ids.data, number[ids.indices], ids.indptr), shape=(ids.shape[0], int(occurs.sum())))
     transposed = ids.T.tocsr()
     signs = np.where(labels > 0, 1.0, -1.0)
 
@@ -50,8 +51,8 @@ def fit_ridge(
 
     start = np.zeros(ids.shape[1] + 1)
     found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
-    weights = np.zeros(columns)
-    weights[occurring] = found.x[:-1]
+    weights = np.zeros(len(occurs))
+    weights[occurs] = found.x[:-1]
     return weights
 
 
