@@ -27,7 +27,7 @@ class ModelConfig:
 
     embedding_dim: AtLeastOne = 16
     # On held-out training campaigns of kuairand and ml1m no number from 1 to 8 was better than another; these few keep
-    # the gates, which are all that the campaign's features act on, and score twice as fast as 8 and 5.
+    # the gates, which are all that the campaign's features act on, and cost less.
     num_experts: AtLeastOne = 4
     num_critics: AtLeastOne = 3
     hidden: tuple[int, ...] = (64, 64)
