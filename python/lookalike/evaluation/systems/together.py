@@ -19,8 +19,9 @@ from lookalike.evaluation.systems.system import Tick
 from lookalike.model.baselines.heads import Heads, log_odds
 from lookalike.training.tasks import Labels, Rows, Samples
 
-# Heads side by side. More would share the overhead of a step further, but their activations (0.4 MB each) fill caches.
-TOGETHER = 32
+# Heads side by side. From 8 to 64 it makes no difference; one at a time takes 1.6 times as long where campaigns are
+# small (ml1m, 31 ms each together) and as long where products of matrices are all that counts (kuairand, 130 ms).
+TOGETHER = 16
 # Heads that have stopped are computed along until so few are still learning: to leave some out copies the others.
 STILL_LEARNING = 0.75
 

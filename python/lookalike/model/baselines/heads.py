@@ -1,4 +1,4 @@
-"""Small networks on frozen vectors, one a campaign, side by side: what many campaigns cost is one network's overhead.
+"""Small networks on frozen vectors, one a campaign, side by side: many share the overhead of one.
 
 Knows tensors only.
 """
@@ -22,9 +22,8 @@ class Heads:
 
     def __init__(self, inputs: int, hidden: Sequence[int], generators: Sequence[torch.Generator], rate: float) -> None:
         widths = (inputs, *hidden, 1)
-        self.parameters: list[Tensor] = []
         each = [_draw(widths, generator) for generator in generators]
-        self.parameters = [torch.stack(tensors).requires_grad_() for tensors in zip(*each, strict=True)]
+        self.parameters: list[Tensor] = [torch.stack(tensors).requires_grad_() for tensors in zip(*each, strict=True)]
         self.optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True)
 
     def __call__(self, vectors: Tensor) -> Tensor:
