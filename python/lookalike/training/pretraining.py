@@ -30,10 +30,13 @@ from lookalike.training.meta import Trainer
 from lookalike.training.multitask import MultitaskTrainer
 from lookalike.training.tasks import Task, digest, hold_out, load_tasks
 
+# Steps that a reported loss is the mean of, at most: with joint training an epoch may have tens of thousands.
+MOST_LOSSES = 100
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """After each step. Losses are means since the last report; `validation_auc` is the last one measured."""
+    """After each step. Losses are means over the last steps; `validation_auc` is the last one measured."""
 
     step: int
     samples: int
@@ -108,8 +111,11 @@ class GeneralTrainer(Protocol):
         """Mean AUC on what campaigns never trained on brought later, after adapting to their seeds."""
         ...
 
-    def finish(self, held_out: list[Task]) -> None:
-        """Once, with the best parameters in place: what is chosen by campaigns never trained on."""
+    def finish(self, held_out: list[Task], poll: Callable[[], None]) -> None:
+        """Once, with the best parameters in place: what is chosen by campaigns never trained on.
+
+        `poll` is called often; it raises to stop.
+        """
         ...
 
 
@@ -214,14 +220,19 @@ def go(
         InvalidInput: training diverged. Cancelled: `cancelled()` turned true; the state is saved.
     """
     settings = run.config.training
+
+    def poll(save: Callable[[], None] = lambda: None) -> None:
+        if cancelled is not None and cancelled():
+            save()
+            raise Cancelled("training was stopped; run it again to continue")
+
     started = time.monotonic() - state.seconds
-    losses: deque[tuple[float, float]] = deque(maxlen=run.validate_every)
+    losses: deque[tuple[float, float]] = deque(maxlen=min(run.validate_every, MOST_LOSSES))
     report = TrainingProgress(state.step, state.samples, run.total, math.nan, math.nan, None)
     while state.samples < run.total and state.stale < settings.patience:
-        if cancelled is not None and cancelled():
-            state.save()
-            raise Cancelled("training was stopped; run it again to continue")
-        support_loss, query_loss, samples = run.trainer.step(state.step, state.samples / run.total)
+        poll(state.save)
+        done = max(state.samples / run.total, state.seconds / settings.max_seconds if settings.max_seconds > 0 else 0.0)
+        support_loss, query_loss, samples = run.trainer.step(state.step, done)
         if not math.isfinite(query_loss):
             raise InvalidInput(
                 f"training diverged at step {state.step}: lower training.inner_lr or training.outer_lr, "
@@ -233,9 +244,8 @@ def go(
         state.seconds = time.monotonic() - started
         losses.append((support_loss, query_loss))
         out_of_time = 0 < settings.max_seconds <= state.seconds
-        done = state.samples >= run.total or out_of_time
         validation = report.validation_auc
-        if done or state.step % run.validate_every == 0:
+        if state.samples >= run.total or out_of_time or state.step % run.validate_every == 0:
             validation = run.trainer.validate(held_out)
             state.record(validation)
             state.save()
@@ -253,4 +263,4 @@ def go(
         if out_of_time:
             break
     state.restore_best()
-    run.trainer.finish(held_out)
+    run.trainer.finish(held_out, poll)  # what is needed to do it again was saved by the last validation
