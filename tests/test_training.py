@@ -18,6 +18,7 @@ from lookalike.errors import AlreadyExists, Cancelled, DataCorrupted, EmptySeeds
 from lookalike.model.metaheac import MetaHeac, binary_cross_entropy
 from lookalike.model.one_hot import one_hot
 from lookalike.pool.snapshot import Pool
+from lookalike.training import pretraining
 from lookalike.training.adapt import adapt
 from lookalike.training.checkpoint import TrainingState, fingerprint, load_checkpoint
 from lookalike.training.meta import Trainer
@@ -213,6 +214,21 @@ def test_a_joint_training_that_was_stopped_late_continues_to_the_same_weights(
     ours, undisturbed = (load_file(tmp_path / name / "model.safetensors") for name in ("ck", "undisturbed"))
     for name, tensor in undisturbed.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
+
+
+def test_a_joint_training_that_crashed_goes_on_from_between_two_validations(
+    dataset: Dataset, pool: Pool, small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(progress: TrainingProgress) -> None:
+        if progress.step == 5:
+            raise RuntimeError("crash")
+
+    monkeypatch.setattr(pretraining, "SAVE_SECONDS", 0.0)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(dataset, pool, tmp_path / "ck", small_config, progress=crash)
+    steps: list[int] = []
+    train(dataset, pool, tmp_path / "ck", small_config, progress=lambda p: steps.append(p.step))
+    assert steps[0] == 6
 
 
 def test_the_rate_falls_by_the_time_that_there_is(

@@ -21,7 +21,7 @@ from lookalike.training.adapt import customise
 from lookalike.training.campaign_head import Head, Judged, cross_entropy, fit_head, log_odds
 from lookalike.training.checkpoint import Checkpoint, load_checkpoint
 from lookalike.training.head_fit import CampaignSamples, OwnWeights, judge_all, with_own_weights
-from lookalike.training.multitask import Knowledge, MultitaskTrainer, _some
+from lookalike.training.multitask import MOST_EXAMS, Knowledge, MultitaskTrainer, _judgeable, _some
 from lookalike.training.pretraining import new_run
 from lookalike.training.ridge import fit_ridge
 from lookalike.training.tasks import Samples, Task, load_tasks
@@ -287,6 +287,14 @@ def test_a_huge_audience_is_judged_by_both_labels(trainer: MultitaskTrainer, poo
     assert (len(few), int(few.labels.sum())) == (1000, 3)
     even = _some(Samples(rows, np.resize(np.array([1, 0], np.float32), len(rows))), 1000)
     assert (len(even), int(even.labels.sum())) == (1000, 500)
+
+
+def test_of_many_held_out_campaigns_some_are_asked(tasks: list[Task]) -> None:
+    many = [dataclasses.replace(tasks[0], campaign_id=number) for number in range(1000)]
+    asked = [task.campaign_id for task in _judgeable(many)]
+    assert len(asked) == len(set(asked)) == MOST_EXAMS
+    assert asked[-1] == many[-1000 // MOST_EXAMS].campaign_id  # from all of them, not the first
+    assert _judgeable(many[:MOST_EXAMS]) == many[:MOST_EXAMS]
 
 
 def test_choosing_the_prior_stops_when_asked(trainer: MultitaskTrainer, tasks: list[Task]) -> None:

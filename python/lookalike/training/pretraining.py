@@ -32,6 +32,8 @@ from lookalike.training.tasks import Task, digest, hold_out, load_tasks
 
 # Steps that a reported loss is the mean of, at most: with joint training an epoch may have tens of thousands.
 MOST_LOSSES = 100
+# What a crash may cost between two validations, which may be hours apart.
+SAVE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def train(
     """Train the general model on a dataset's training campaigns and write the checkpoint folder `output`.
 
     A run that was stopped continues from `<output>.training`, when data and configuration are the same and `resume`:
-    from where `cancelled` stopped it, or else from its last validation. The checkpoint holds the parameters of the best
-    validation, not of the last step.
+    from where `cancelled` stopped it, or else from where it was saved last, some ten minutes before at most. The
+    checkpoint holds the parameters of the best validation, not of the last step.
 
     Raises:
         InvalidInput: the dataset has no usable training campaign, or training diverged. Cancelled: `cancelled()` turned
@@ -69,7 +71,7 @@ def train(
     if output.exists():
         raise AlreadyExists(f"{output} exists; choose another name or remove it", field="output")
     settings = config.training
-    _check(config)
+    _check(config)  # before minutes of reading
     tasks = load_tasks(dataset, pool, dataset.campaign_schema(), "train")
     kept, held_out = hold_out(tasks, settings.validation_campaigns, np.random.default_rng(settings.seed))
     run = new_run(pool, dataset.campaign_schema(), kept, config)
@@ -159,8 +161,9 @@ def new_run(pool: Pool, campaign_schema: FeatureSchema, tasks: list[Task], confi
     """An untrained model and its trainer.
 
     Raises:
-        InvalidInput: the budget is empty.
+        InvalidInput: the budget is empty, or the sections of the configuration do not fit together.
     """
+    _check(config)
     settings = config.training
     torch.manual_seed(settings.seed)
     model = MetaHeac(pool.schema, campaign_schema, config.model)
@@ -227,6 +230,7 @@ def go(
             raise Cancelled("training was stopped; run it again to continue")
 
     started = time.monotonic() - state.seconds
+    saved = state.seconds
     losses: deque[tuple[float, float]] = deque(maxlen=min(run.validate_every, MOST_LOSSES))
     report = TrainingProgress(state.step, state.samples, run.total, math.nan, math.nan, None)
     while state.samples < run.total and state.stale < settings.patience:
@@ -249,6 +253,10 @@ def go(
             validation = run.trainer.validate(held_out)
             state.record(validation)
             state.save()
+            saved = state.seconds
+        elif state.seconds - saved >= SAVE_SECONDS:
+            state.save()
+            saved = state.seconds
         mean = np.mean(losses, axis=0)
         report = replace(
             report,
