@@ -12,16 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lookalike.config import Config
+from lookalike.config import Config, JointConfig
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import AlreadyExists, Cancelled, DataCorrupted, EmptySeeds, InvalidInput, NotFound
 from lookalike.model.metaheac import MetaHeac, binary_cross_entropy
 from lookalike.model.one_hot import one_hot
 from lookalike.pool.snapshot import Pool
+from lookalike.training import pretraining
 from lookalike.training.adapt import adapt
-from lookalike.training.checkpoint import fingerprint, load_checkpoint
+from lookalike.training.checkpoint import TrainingState, fingerprint, load_checkpoint
 from lookalike.training.meta import Trainer
-from lookalike.training.pretraining import TrainingProgress, train
+from lookalike.training.multitask import MIN_RATE
+from lookalike.training.pretraining import TrainingProgress, go, new_run, train
 from lookalike.training.ridge import fit_ridge
 from lookalike.training.tasks import Samples, Task, hold_out, load_tasks, sampling_weights
 
@@ -185,6 +187,62 @@ def test_an_interrupted_training_continues_to_the_same_weights(
     for name, tensor in undisturbed.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
     assert fingerprint(tmp_path / "ck") == fingerprint(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("stopped_at", ["a later epoch", "the choice of the prior"])
+def test_a_joint_training_that_was_stopped_late_continues_to_the_same_weights(
+    dataset: Dataset,
+    pool: Pool,
+    small_config: Config,
+    tmp_path: Path,
+    stopped_at: str,
+) -> None:
+    """With a best validation behind it, which must survive; the last is made not to be the best."""
+    settings = dataclasses.replace(small_config.training, max_samples=60_000)
+    config = dataclasses.replace(small_config, training=settings, joint=JointConfig(lr=0.05))
+    reports: list[TrainingProgress] = []
+    train(dataset, pool, tmp_path / "undisturbed", config, progress=reports.append)
+    aucs = [r.validation_auc for r in reports if r.validation_auc is not None]
+    assert aucs[-1] < max(aucs)
+    calls = iter(range(10**6))
+    stop = len(reports) - 2 if stopped_at == "a later epoch" else len(reports)
+    with pytest.raises(Cancelled, match="again to continue"):
+        train(dataset, pool, tmp_path / "ck", config, cancelled=lambda: next(calls) >= stop)
+    steps: list[int] = []
+    train(dataset, pool, tmp_path / "ck", config, progress=lambda p: steps.append(p.step))
+    assert len(steps) == len(reports) - stop
+    ours, undisturbed = (load_file(tmp_path / name / "model.safetensors") for name in ("ck", "undisturbed"))
+    for name, tensor in undisturbed.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
+
+
+def test_a_joint_training_that_crashed_goes_on_from_between_two_validations(
+    dataset: Dataset, pool: Pool, small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(progress: TrainingProgress) -> None:
+        if progress.step == 5:
+            raise RuntimeError("crash")
+
+    monkeypatch.setattr(pretraining, "SAVE_SECONDS", 0.0)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(dataset, pool, tmp_path / "ck", small_config, progress=crash)
+    steps: list[int] = []
+    train(dataset, pool, tmp_path / "ck", small_config, progress=lambda p: steps.append(p.step))
+    assert steps[0] == 6
+
+
+def test_the_rate_falls_by_the_time_that_there_is(
+    dataset: Dataset, pool: Pool, small_config: Config, tasks: list[Task], tmp_path: Path
+) -> None:
+    """A run that stops by the clock must not stop at full rate."""
+    settings = dataclasses.replace(small_config.training, max_samples=10**9, max_seconds=1000.0)
+    run = new_run(pool, dataset.campaign_schema(), tasks, dataclasses.replace(small_config, training=settings))
+    state = TrainingState(tmp_path, "", run.modules, run.trainer.optimizers)
+    state.seconds = 1000.0
+    go(run, state, [])
+    assert state.step == 1
+    rate = run.trainer.optimizers["adam"].param_groups[0]["lr"]
+    assert rate == pytest.approx(MIN_RATE * small_config.joint.lr)
 
 
 def test_a_run_of_another_configuration_is_not_continued(

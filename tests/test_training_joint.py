@@ -11,15 +11,17 @@ import torch
 
 from lookalike.config import Config
 from lookalike.dataset.layout import Dataset
-from lookalike.errors import FailedPrecondition
+from lookalike.errors import Cancelled, EmptySeeds, FailedPrecondition
 from lookalike.evaluation.metrics import auc
+from lookalike.model.features import FeatureEncoder
+from lookalike.model.one_hot import one_hot
 from lookalike.pool.snapshot import Pool
-from lookalike.schema import EncodedColumns
+from lookalike.schema import EncodedColumns, FeatureSchema, Field, FieldKind
 from lookalike.training.adapt import customise
 from lookalike.training.campaign_head import Head, Judged, cross_entropy, fit_head, log_odds
 from lookalike.training.checkpoint import Checkpoint, load_checkpoint
 from lookalike.training.head_fit import CampaignSamples, OwnWeights, judge_all, with_own_weights
-from lookalike.training.multitask import Knowledge, MultitaskTrainer
+from lookalike.training.multitask import MOST_EXAMS, Knowledge, MultitaskTrainer, _judgeable, _some
 from lookalike.training.pretraining import new_run
 from lookalike.training.ridge import fit_ridge
 from lookalike.training.tasks import Samples, Task, load_tasks
@@ -233,3 +235,114 @@ def test_a_general_model_without_a_prior_says_what_to_set(
     without = dataclasses.replace(checkpoint, prior=None)
     with pytest.raises(FailedPrecondition, match=r"adaptation\.optimizer"):
         customise(without, pool, tasks[0].features, tasks[0].seeds, checkpoint.config.adaptation)
+
+
+@pytest.mark.parametrize("critics", [1, 3])
+def test_a_general_model_that_is_sure_and_wrong_does_not_stop_the_fit(critics: int) -> None:
+    """Opinions of -200 of everybody are for the intercept to undo; the weights are as without them."""
+    judged, labels = random_case(300, critics, 5)
+    shifted = dataclasses.replace(judged, opinions=judged.opinions - 200)
+    plain, far = (fit_head(case, labels, torch.ones(6)) for case in (judged, shifted))
+    torch.testing.assert_close(far.weights, plain.weights, atol=1e-3, rtol=0)
+    assert float(far.intercept) == pytest.approx(float(plain.intercept) + 200, abs=1e-2)
+
+
+def test_the_fit_stops_when_asked() -> None:
+    def stop() -> None:
+        raise Cancelled("stop")
+
+    judged, labels = random_case(50, 1, 6)
+    with pytest.raises(Cancelled):
+        fit_head(judged, labels, torch.ones(6), stop)
+
+
+@pytest.mark.parametrize(("single", "multi"), [(0, 3), (2, 0), (2, 3)])
+def test_ids_are_summed_whatever_kinds_of_fields_there_are(single: int, multi: int) -> None:
+    """As the sparse matrix that the ridge is fitted to, which numbers ids in the schema's order."""
+    rng = np.random.default_rng(0)
+    values = tuple("abcdefgh")
+    kinds = [FieldKind.CATEGORICAL] * single + [FieldKind.MULTI] * multi
+    fields = tuple(Field(f"field{number}", kind, values) for number, kind in enumerate(kinds))
+    ids, offsets = {}, {}
+    for field in fields:
+        lengths = rng.integers(0, 4, 5) if field.kind is FieldKind.MULTI else np.ones(5, np.int64)
+        ids[field.name] = rng.integers(0, field.size, lengths.sum()).astype(field.dtype)
+        if field.kind is FieldKind.MULTI:
+            offsets[field.name] = np.append(0, np.cumsum(lengths))
+    schema, users = FeatureSchema(fields), EncodedColumns(5, ids, offsets)
+    encoder = FeatureEncoder(schema)
+    table = torch.randn(encoder.table_rows, 3)
+    expected = one_hot(schema, users) @ table.double().numpy()
+    torch.testing.assert_close(encoder.batch(users).sum_ids(table).double(), torch.from_numpy(expected))
+
+
+def test_a_huge_audience_is_judged_by_both_labels(trainer: MultitaskTrainer, pool: Pool, tasks: list[Task]) -> None:
+    """However rare the interested are: a random few of such an audience would hold none."""
+    rows = np.resize(np.arange(pool.num_users), 50_000)
+    labels = np.zeros(len(rows), np.float32)
+    labels[:3] = 1
+    task = dataclasses.replace(tasks[0], audience=Samples(rows, labels))
+    assert 0 <= trainer.validate([task]) <= 1
+    few = _some(task.audience, 1000)
+    assert (len(few), int(few.labels.sum())) == (1000, 3)
+    even = _some(Samples(rows, np.resize(np.array([1, 0], np.float32), len(rows))), 1000)
+    assert (len(even), int(even.labels.sum())) == (1000, 500)
+
+
+def test_of_many_held_out_campaigns_some_are_asked(tasks: list[Task]) -> None:
+    many = [dataclasses.replace(tasks[0], campaign_id=number) for number in range(1000)]
+    asked = [task.campaign_id for task in _judgeable(many)]
+    assert len(asked) == len(set(asked)) == MOST_EXAMS
+    assert asked[-1] == many[-1000 // MOST_EXAMS].campaign_id  # from all of them, not the first
+    assert _judgeable(many[:MOST_EXAMS]) == many[:MOST_EXAMS]
+
+
+def test_choosing_the_prior_stops_when_asked(trainer: MultitaskTrainer, tasks: list[Task]) -> None:
+    def stop() -> None:
+        raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        trainer.finish(tasks[:2], stop)
+
+
+def test_the_prior_is_a_gradient_towards_zero(trainer: MultitaskTrainer) -> None:
+    """Tables and own weights, not networks and intercepts; what no sample touches moves towards zero."""
+    own, model = trainer.own, trainer.model
+    penalised = {own.shift, own.coefficients, trainer.prior.basis, model.user_embedding}
+    for group in trainer.optimizers["adam"].param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (2 * trainer.config.l2 if parameter in penalised else 0)
+    untouched = ~torch.isin(
+        torch.arange(trainer.model.users.table_rows), trainer.model.users.batch(trainer.users).occurring()
+    )
+    assert untouched.any()
+    before = trainer.prior.basis.detach()[untouched].abs()
+    trainer.step(0, 0.0)
+    after = trainer.prior.basis.detach()[untouched].abs()
+    assert after.mean() < before.mean()
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4])
+def test_a_campaign_of_fewer_seeds_than_parts_is_split_less(
+    checkpoint: Checkpoint, pool: Pool, tasks: list[Task], seeds: int
+) -> None:
+    samples = few_seeds(tasks[0], seeds)
+    adapted = customise(checkpoint, pool, tasks[0].features, samples, checkpoint.config.adaptation, keep_folds=True)
+    assert adapted.folds == seeds
+    assert sorted(row for fold in adapted.held_out for row in fold.seeds) == sorted(samples.rows[samples.labels == 1])
+
+
+def test_a_campaign_of_one_seed_is_refused(checkpoint: Checkpoint, pool: Pool, tasks: list[Task]) -> None:
+    with pytest.raises(EmptySeeds, match="at least 2"):
+        customise(checkpoint, pool, tasks[0].features, few_seeds(tasks[0], 1), checkpoint.config.adaptation)
+
+
+def few_seeds(task: Task, seeds: int) -> Samples:
+    index = [np.flatnonzero(task.seeds.labels == label) for label in (1, 0)]
+    return task.seeds.take(np.concatenate([index[0][:seeds], index[1]]))
+
+
+def test_rates_that_were_not_learnt_are_not_used(checkpoint: Checkpoint, pool: Pool, tasks: list[Task]) -> None:
+    config = dataclasses.replace(checkpoint.config.adaptation, optimizer="meta")
+    with pytest.raises(FailedPrecondition, match=r"adaptation\.optimizer"):
+        customise(checkpoint, pool, tasks[0].features, tasks[0].seeds, config)

@@ -17,6 +17,10 @@ from lookalike.errors import InvalidInput
 
 _T = TypeVar("_T")
 AtLeastOne = Annotated[int, Field(ge=1)]
+AtLeastZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class ModelConfig:
     # the gates, which are all that the campaign's features act on, and cost less.
     num_experts: AtLeastOne = 4
     num_critics: AtLeastOne = 3
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: Annotated[tuple[AtLeastOne, ...], Field(min_length=1)] = (64, 64)
     gate_hidden: AtLeastOne = 64
     # The paper's Eq. 6, 8, 9 also divide by n and m. With softmax weights that caps p at 1/m, so it is a switch.
     literal_average: bool = False
@@ -39,7 +43,7 @@ class ModelConfig:
     # decides among few seeds. Not in the paper; false is the published network.
     wide: bool = True
     # N(0, 1), as in the authors' code, drowns rare ids in noise for a whole epoch.
-    embedding_init_std: float = 0.01
+    embedding_init_std: NotNegative = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +54,25 @@ class TrainingConfig:
 
     # "joint": all campaigns at once, each with own weights above the network (section `joint`); "meta": Algorithm 1.
     method: Literal["joint", "meta"] = "joint"
-    inner_lr: float = 0.5  # alpha of Eq. 3, on the mean loss of a support set (512 x the paper's, which sums)
+    inner_lr: Positive = 0.5  # alpha of Eq. 3, on the mean loss of a support set (512 x the paper's, which sums)
     learn_inner_rates: bool = True  # one for each tensor and field, starting from inner_lr; false: inner_lr for all
-    outer_lr: float = 0.001  # beta of Eq. 3, Adam
+    outer_lr: Positive = 0.001  # beta of Eq. 3, Adam
     second_order: bool = True
     support_size: AtLeastOne = 512
     query_size: AtLeastOne = 512
     tasks_per_step: AtLeastOne = 5
     task_sampling: Literal["size", "sqrt", "uniform"] = "sqrt"
-    epochs: float = 2.0  # of Algorithm 1: passes over the training campaigns' samples
-    max_samples: int = 0  # if not 0, instead of epochs, with both methods
-    max_seconds: float = 0.0  # stop after so long; 0: no limit
-    validation_campaigns: float = 0.1  # share of the training campaigns held out
+    epochs: NotNegative = 2.0  # of Algorithm 1: passes over the training campaigns' samples
+    max_samples: AtLeastZero = 0  # if not 0, instead of epochs, with both methods
+    # Stop after so long; 0: no limit. The rate of joint training falls to 0 by then.
+    max_seconds: NotNegative = 0.0
+    validation_campaigns: Share = 0.1  # share of the training campaigns held out
     validate_every: AtLeastOne = 100  # steps of Algorithm 1; joint training validates after each epoch
     patience: AtLeastOne = 5  # validations without gain before training stops
     # Trains the unknown id of every field: a new campaign's own ids are unknown ids.
-    campaign_id_dropout: float = 0.2
-    user_id_dropout: float = 0.01
-    seed: int = 0
+    campaign_id_dropout: Share = 0.2
+    user_id_dropout: Share = 0.01
+    seed: AtLeastZero = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +83,10 @@ class JointConfig:
 
     epochs: AtLeastOne = 12  # passes over all users, with a rate that falls to 0
     batch_users: AtLeastOne = 256  # a step; with all that is known of them, tens of thousands of samples
-    lr: float = 0.005  # Adam
+    lr: Positive = 0.005  # Adam
     # Of the square of embeddings, basis and own weights: a normal prior of all of them. On held-out training campaigns
     # of kuairand and ml1m from 1e-6 to 1e-5 within 0.003 AUC.
-    l2: float = 3e-6
+    l2: NotNegative = 3e-6
     rank: AtLeastOne = 64  # dimensions of the basis; 128 were no better
 
 
@@ -97,17 +102,17 @@ class AdaptationConfig:
     # inner loop's own step and learned rates; "adam": as published, with lr and embedding_lr below.
     optimizer: Literal["head", "meta", "adam"] = "head"
     # Times the learned rates: those are the best for one step, and adaptation takes several.
-    rate_scale: float = 0.3
-    lr: float = 0.001
-    embedding_lr: float = 0.001
+    rate_scale: NotNegative = 0.3
+    lr: NotNegative = 0.001
+    embedding_lr: NotNegative = 0.001
     batch_size: AtLeastOne = 512
-    max_epochs: int = 6  # 0 keeps the general model
+    max_epochs: AtLeastZero = 6  # 0 keeps the general model
     patience: AtLeastOne = 2  # epochs without gain on held-out seeds before adapting stops
     # With meta and adam: inverse L2 penalty (scikit-learn's C) of the campaign's own regression, whose weights go to
     # the linear term; 0 leaves it out. On held-out training campaigns of kuairand it brings 0.007 AUC and 4% of P@5%.
     ridge: Annotated[float, Field(ge=0)] = 0.03
     parts: Annotated[int, Field(ge=2)] = 5  # the seeds are cut into; a fold holds one of them out
-    enough_held_out_seeds: int = 200  # folds are added until so many seeds, over all folds, have judged
+    enough_held_out_seeds: AtLeastZero = 200  # folds are added until so many seeds, over all folds, have judged
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,9 @@ class FeatureBatch:
 
     def sum_ids(self, table: Tensor) -> Tensor:
         """Sum of the table's rows over all of a user's ids: `[rows, width]` from `[ids, width]`."""
-        total = nn.functional.embedding_bag(self.single, table, mode="sum")
+        total = table.new_zeros(len(self.single), table.shape[1])
+        if self.single.shape[1]:  # a bag of nothing is refused
+            total = nn.functional.embedding_bag(self.single, table, mode="sum")
         if self.num_multi and self.values.numel():
             total = total.index_add(0, self.bags // self.num_multi, table[self.values])
         return total

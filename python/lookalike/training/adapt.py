@@ -87,22 +87,19 @@ def customise(
     """Fit the general model to samples of a campaign, seeds and negatives (pool rows), in an order of no meaning.
 
     Raises:
-        FailedPrecondition: the checkpoint was not trained for `config.optimizer`. Cancelled.
+        EmptySeeds: fewer than two seeds, or than two negatives. FailedPrecondition: the checkpoint was not trained for
+            `config.optimizer`. Cancelled.
     """
+    _check(checkpoint, samples, config)
     rows = samples.rows
     users = pool.take(rows)  # once: the pool may lie on a disk
     samples = Samples(np.arange(len(samples)), samples.labels)  # from here on, rows are those of `users`
     seeds = int(np.count_nonzero(samples.labels))
     rng = np.random.default_rng([random_seed, len(samples)])
-    folds = _folds(samples, _fold_count(seeds, config), config.parts, rng)
+    parts = min(config.parts, seeds, len(samples) - seeds)  # each must hold both labels
+    folds = _folds(samples, _fold_count(seeds, parts, config.enough_held_out_seeds), parts, rng)
     if config.optimizer == "head":
-        if checkpoint.prior is None:
-            raise FailedPrecondition(
-                "the general model knows no prior of campaigns' own weights: set adaptation.optimizer to adam or meta, "
-                "or train with training.method=joint",
-                field="adaptation.optimizer",
-                reason="NO_PRIOR",
-            )
+        assert checkpoint.prior is not None
         return fit_to_seeds(
             checkpoint.model,
             checkpoint.prior,
@@ -138,7 +135,7 @@ def _with_negatives(
     seeds: npt.NDArray[np.int64], num_users: int, config: AdaptationConfig, rng: np.random.Generator
 ) -> Samples:
     available = num_users - len(seeds)
-    if available < config.parts:
+    if available < 2:
         raise EmptySeeds("(nearly) every user of the pool is a seed; nobody is left to tell them from", field="seeds")
     negatives = sample_rows(num_users, min(config.negatives_per_seed * len(seeds), available), seeds, rng)
     return Samples(
@@ -147,10 +144,33 @@ def _with_negatives(
     ).shuffled(rng)
 
 
-def _fold_count(seeds: int, config: AdaptationConfig) -> int:
+def _check(checkpoint: Checkpoint, samples: Samples, config: AdaptationConfig) -> None:
+    seeds = int(np.count_nonzero(samples.labels))
+    if min(seeds, len(samples) - seeds) < 2:
+        raise EmptySeeds(
+            f"{seeds} seeds and {len(samples) - seeds} negatives cannot be split; give at least 2 of each",
+            field="seeds",
+        )
+    if config.optimizer == "head" and checkpoint.prior is None:
+        raise FailedPrecondition(
+            "the general model knows no prior of campaigns' own weights: set adaptation.optimizer to adam or meta, "
+            "or train with training.method=joint",
+            field="adaptation.optimizer",
+            reason="NO_PRIOR",
+        )
+    if config.optimizer == "meta" and checkpoint.config.training.method == "joint":
+        raise FailedPrecondition(
+            "the general model was trained jointly and learnt no inner rates: set adaptation.optimizer to head or "
+            "adam, or train with training.method=meta",
+            field="adaptation.optimizer",
+            reason="NO_INNER_RATES",
+        )
+
+
+def _fold_count(seeds: int, parts: int, enough_held_out: int) -> int:
     """Few held-out seeds judge badly, so small campaigns are split more often; large ones need one look."""
-    held_out = max(1.0, seeds / config.parts)
-    return int(np.clip(np.ceil(config.enough_held_out_seeds / held_out), 1, config.parts))
+    held_out = max(1.0, seeds / parts)
+    return int(np.clip(np.ceil(enough_held_out / held_out), 1, parts))
 
 
 def _folds(samples: Samples, count: int, parts: int, rng: np.random.Generator) -> list[tuple[Samples, Samples]]:

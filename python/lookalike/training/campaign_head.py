@@ -5,7 +5,7 @@ Knows `model` and feature batches. The fit needs no learning rate and no epochs:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -21,6 +21,10 @@ MAX_STEPS = 30
 BASIS_STD = 0.01  # small, as the embeddings': what is rare should not begin as noise
 # Of the objective a sample; ranks have settled long before.
 TOLERANCE = 1e-7
+# Of a step: where the general model is sure and wrong, curvature is next to none, and a step a million times too long.
+LEAST_SCALE = 1e-9
+# Keeps logarithms and quotients of doubles finite; opinions of -690 are not so improbable.
+LEAST_CHANCE = 1e-300
 
 
 class HeadPrior(nn.Module):
@@ -111,34 +115,48 @@ class Head:
 
 
 @torch.no_grad()
-def fit_head(judged: Judged, labels: Tensor, deviations: Tensor) -> Head:
-    """The most probable own weights, given seeds and negatives, under normal priors of `deviations` `[h + d]`."""
-    scaled = judged.features * deviations.to(judged.features)
+def fit_head(judged: Judged, labels: Tensor, deviations: Tensor, poll: Callable[[], None] = lambda: None) -> Head:
+    """The most probable own weights, given seeds and negatives, under normal priors of `deviations` `[h + d]`.
+
+    Args:
+        labels: `[users]` 0/1.
+        poll: called at every step; raise from it to stop.
+    """
+    design = judged.features.new_ones(len(labels), len(deviations) + 1)  # [users, h + d + 1]
+    scaled = torch.mul(judged.features, deviations.to(design), out=design[:, :-1])
     mean = scaled.mean(0)
-    design = torch.cat([scaled - mean, scaled.new_ones(len(scaled), 1)], dim=1)  # [users, h + d + 1]
+    scaled -= mean
     prior = torch.ones(design.shape[1], dtype=torch.float64)
     prior[-1] = 1e-6  # the intercept is free; this keeps its curvature above 0
     theta = torch.zeros(design.shape[1], dtype=torch.float64)
     weights = judged.log_weights.double().exp()
     opinions, targets = judged.opinions.double(), labels.double()
 
+    def chances(shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p, 1 - p and the slope of p `[users]`; each a sum of its own, so that none rounds to 0 where p nears 1."""
+        shifted = opinions + shift.unsqueeze(1)
+        yes, no = shifted.sigmoid(), (-shifted).sigmoid()
+        return (
+            (weights * yes).sum(1).clamp_min(LEAST_CHANCE),
+            (weights * no).sum(1).clamp_min(LEAST_CHANCE),
+            (weights * yes * no).sum(1),
+        )
+
     def objective(theta: Tensor) -> tuple[float, Tensor]:
         shift = (design @ theta.to(design)).double()
-        p = (weights * (opinions + shift.unsqueeze(1)).sigmoid()).sum(1).clamp(1e-12, 1 - 1e-12)
-        fit = -(targets * p.log() + (1 - targets) * torch.log1p(-p)).sum()
+        p, not_p, _ = chances(shift)
+        fit = -torch.where(targets > 0, p, not_p).log().sum()
         return float(fit + 0.5 * (prior * theta.square()).sum()), shift
 
     value, shift = objective(theta)
     for _ in range(MAX_STEPS):
-        sigmoid = (opinions + shift.unsqueeze(1)).sigmoid()
-        p = (weights * sigmoid).sum(1).clamp(1e-12, 1 - 1e-12)
-        slope = (weights * sigmoid * (1 - sigmoid)).sum(1)
-        variance = p * (1 - p)
-        gradient = design.mT @ ((p - targets) * slope / variance).to(design)
-        curvature = design.mT @ (design * (slope.square() / variance).to(design).unsqueeze(1))
+        poll()
+        p, not_p, slope = chances(shift)
+        gradient = design.mT @ torch.where(targets > 0, -slope / p, slope / not_p).to(design)
+        curvature = design.mT @ (design * (slope / p * (slope / not_p)).to(design).unsqueeze(1))
         step = torch.linalg.solve(curvature.double() + prior.diag(), gradient.double() + prior * theta)
         scale = 1.0
-        while scale > 1e-4:
+        while scale > LEAST_SCALE:
             candidate = theta - scale * step
             new_value, new_shift = objective(candidate)
             if new_value <= value:

@@ -49,9 +49,10 @@ class CampaignSamples:
         users: EncodedColumns,
         campaign: FeatureBatch,
         labels: npt.NDArray[np.float32],
+        poll: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.prior = model, prior
-        self.judged = judge_all(model, prior, users, campaign)
+        self.judged = judge_all(model, prior, users, campaign, poll)
         self.ids = one_hot(model.users.schema, users)
         self.labels = labels
 
@@ -59,7 +60,7 @@ class CampaignSamples:
         """Own weights from the samples at `index`: the head first, then what ids tell beyond it."""
         poll()
         judged, labels = self.judged.take(index), self.labels[index]
-        head = fit_head(judged, torch.from_numpy(labels), self.prior.deviations())
+        head = fit_head(judged, torch.from_numpy(labels), self.prior.deviations(), poll)
         variance = float(self.prior.id_variance)
         ids = np.zeros(self.ids.shape[1])
         if variance > 0:
@@ -96,7 +97,7 @@ def fit_to_seeds(
         rows: `[users]` pool rows of `users`.
     """
     ticker = Ticker(len(folds) + 2, progress, cancelled)
-    seen = CampaignSamples(model, prior, users, model.campaigns.batch(campaign), samples.labels)
+    seen = CampaignSamples(model, prior, users, model.campaigns.batch(campaign), samples.labels, ticker.poll)
     ticker.tick()
     fitted, adapted_aucs, general_aucs = [], [], []
     for train, test in folds:
@@ -132,10 +133,20 @@ def fit_to_seeds(
 
 
 @torch.no_grad()
-def judge_all(model: MetaHeac, prior: HeadPrior, users: EncodedColumns, campaign: FeatureBatch) -> Judged:
-    """All users as the campaign sees them, some thousands at a time."""
-    blocks = [users.slice(start, min(start + BATCH, users.length)) for start in range(0, users.length, BATCH)]
-    return Judged.concat([judge(model, prior, model.users.batch(block), campaign) for block in blocks])
+def judge_all(
+    model: MetaHeac,
+    prior: HeadPrior,
+    users: EncodedColumns,
+    campaign: FeatureBatch,
+    poll: Callable[[], None] = lambda: None,
+) -> Judged:
+    """All users as the campaign sees them, some thousands at a time; `poll` is called at each block."""
+    parts = []
+    for start in range(0, users.length, BATCH):
+        poll()
+        block = model.users.batch(users.slice(start, min(start + BATCH, users.length)))
+        parts.append(judge(model, prior, block, campaign))
+    return Judged.concat(parts)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ Knows the inner loop and tasks; knows nothing of checkpoints.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,7 +106,7 @@ class Trainer:
             return math.nan
         return float(np.mean(aucs))
 
-    def finish(self, held_out: list[Task]) -> None:
+    def finish(self, held_out: list[Task], poll: Callable[[], None]) -> None:
         """Nothing is left to choose."""
 
     def _losses(self, prepared: _Prepared, *, second_order: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

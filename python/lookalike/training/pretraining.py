@@ -30,10 +30,15 @@ from lookalike.training.meta import Trainer
 from lookalike.training.multitask import MultitaskTrainer
 from lookalike.training.tasks import Task, digest, hold_out, load_tasks
 
+# Steps that a reported loss is the mean of, at most: with joint training an epoch may have tens of thousands.
+MOST_LOSSES = 100
+# What a crash may cost between two validations, which may be hours apart.
+SAVE_SECONDS = 600.0
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """After each step. Losses are means since the last report; `validation_auc` is the last one measured."""
+    """After each step. Losses are means over the last steps; `validation_auc` is the last one measured."""
 
     step: int
     samples: int
@@ -56,8 +61,8 @@ def train(
     """Train the general model on a dataset's training campaigns and write the checkpoint folder `output`.
 
     A run that was stopped continues from `<output>.training`, when data and configuration are the same and `resume`:
-    from where `cancelled` stopped it, or else from its last validation. The checkpoint holds the parameters of the best
-    validation, not of the last step.
+    from where `cancelled` stopped it, or else from where it was saved last, some ten minutes before at most. The
+    checkpoint holds the parameters of the best validation, not of the last step.
 
     Raises:
         InvalidInput: the dataset has no usable training campaign, or training diverged. Cancelled: `cancelled()` turned
@@ -66,7 +71,7 @@ def train(
     if output.exists():
         raise AlreadyExists(f"{output} exists; choose another name or remove it", field="output")
     settings = config.training
-    _check(config)
+    _check(config)  # before minutes of reading
     tasks = load_tasks(dataset, pool, dataset.campaign_schema(), "train")
     kept, held_out = hold_out(tasks, settings.validation_campaigns, np.random.default_rng(settings.seed))
     run = new_run(pool, dataset.campaign_schema(), kept, config)
@@ -108,8 +113,11 @@ class GeneralTrainer(Protocol):
         """Mean AUC on what campaigns never trained on brought later, after adapting to their seeds."""
         ...
 
-    def finish(self, held_out: list[Task]) -> None:
-        """Once, with the best parameters in place: what is chosen by campaigns never trained on."""
+    def finish(self, held_out: list[Task], poll: Callable[[], None]) -> None:
+        """Once, with the best parameters in place: what is chosen by campaigns never trained on.
+
+        `poll` is called often; it raises to stop.
+        """
         ...
 
 
@@ -153,8 +161,9 @@ def new_run(pool: Pool, campaign_schema: FeatureSchema, tasks: list[Task], confi
     """An untrained model and its trainer.
 
     Raises:
-        InvalidInput: the budget is empty.
+        InvalidInput: the budget is empty, or the sections of the configuration do not fit together.
     """
+    _check(config)
     settings = config.training
     torch.manual_seed(settings.seed)
     model = MetaHeac(pool.schema, campaign_schema, config.model)
@@ -214,14 +223,20 @@ def go(
         InvalidInput: training diverged. Cancelled: `cancelled()` turned true; the state is saved.
     """
     settings = run.config.training
+
+    def poll(save: Callable[[], None] = lambda: None) -> None:
+        if cancelled is not None and cancelled():
+            save()
+            raise Cancelled("training was stopped; run it again to continue")
+
     started = time.monotonic() - state.seconds
-    losses: deque[tuple[float, float]] = deque(maxlen=run.validate_every)
+    saved = state.seconds
+    losses: deque[tuple[float, float]] = deque(maxlen=min(run.validate_every, MOST_LOSSES))
     report = TrainingProgress(state.step, state.samples, run.total, math.nan, math.nan, None)
     while state.samples < run.total and state.stale < settings.patience:
-        if cancelled is not None and cancelled():
-            state.save()
-            raise Cancelled("training was stopped; run it again to continue")
-        support_loss, query_loss, samples = run.trainer.step(state.step, state.samples / run.total)
+        poll(state.save)
+        done = max(state.samples / run.total, state.seconds / settings.max_seconds if settings.max_seconds > 0 else 0.0)
+        support_loss, query_loss, samples = run.trainer.step(state.step, done)
         if not math.isfinite(query_loss):
             raise InvalidInput(
                 f"training diverged at step {state.step}: lower training.inner_lr or training.outer_lr, "
@@ -233,12 +248,15 @@ def go(
         state.seconds = time.monotonic() - started
         losses.append((support_loss, query_loss))
         out_of_time = 0 < settings.max_seconds <= state.seconds
-        done = state.samples >= run.total or out_of_time
         validation = report.validation_auc
-        if done or state.step % run.validate_every == 0:
+        if state.samples >= run.total or out_of_time or state.step % run.validate_every == 0:
             validation = run.trainer.validate(held_out)
             state.record(validation)
             state.save()
+            saved = state.seconds
+        elif state.seconds - saved >= SAVE_SECONDS:
+            state.save()
+            saved = state.seconds
         mean = np.mean(losses, axis=0)
         report = replace(
             report,
@@ -253,4 +271,4 @@ def go(
         if out_of_time:
             break
     state.restore_best()
-    run.trainer.finish(held_out)
+    run.trainer.finish(held_out, poll)  # what is needed to do it again was saved by the last validation

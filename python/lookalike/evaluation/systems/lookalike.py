@@ -44,8 +44,9 @@ class Lookalike:
     def pretrain(self, history: History, samples: int, rates: Rates, *, seed: int, tick: Tick) -> Spent:
         """As `lookalike train`: a tenth of the training campaigns validates and chooses the prior."""
         began = time.perf_counter()
-        most = 0 if self.own_budget else samples
-        training = replace(self.config.training, seed=seed, max_samples=most)
+        training = replace(self.config.training, seed=seed)
+        if not self.own_budget:
+            training = replace(training, max_samples=samples)
         config = replace(self.config, training=training)
         kept, held_out = hold_out(list(history.tasks), training.validation_campaigns, np.random.default_rng(seed))
         run = new_run(history.pool, history.campaign_schema, kept, config)
