@@ -187,8 +187,8 @@ class FirstLayer(Stacked):
         constant: Tensor = self.bias
         if self.reads_campaign:
             constant = torch.baddbmm(constant, x.campaign, self.campaign)  # [C, 1 or rows, outputs]
-        # In place: at this width a network's time goes into passes over its activations.
-        return total.baddbmm_(x.broad, self.broad).add_(constant)
+        # In place where it is no view: at this width much of the time goes into passes over activations.
+        return torch.baddbmm(total, x.broad, self.broad).add_(constant)
 
 
 class _Fold(torch.autograd.Function):
