@@ -312,3 +312,25 @@ def test_draws_depend_on_their_generator_alone(pool: Pool, campaigns: FeatureSch
         torch.testing.assert_close(ours[1], theirs[0])
         assert not torch.equal(ours[0], ours[1]), name
     assert float(alone.embeddings.narrow.detach().std()) == pytest.approx(CONFIG.embedding_init_std, rel=0.2)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5), (200, 300), (3, 200)], ids=["narrow only", "broad only", "both"])
+@pytest.mark.parametrize("kind", [FieldKind.CATEGORICAL, FieldKind.MULTI])
+def test_a_schema_may_lack_either_width_and_users_any_id(sizes: tuple[int, int], kind: FieldKind) -> None:
+    schema = FeatureSchema(
+        tuple(Field(f"f{n}", kind, values=tuple(map(str, range(size)))) for n, size in enumerate(sizes))
+    )
+    column = [["1"], [], []] if kind is FieldKind.MULTI else ["1", None, "0"]
+    columns = schema.encode(pa.table({"f0": column, "f1": column[::-1]}), where="users")
+    users = UserFields(schema)
+    network = StackedMetaHeac(users, schema, CONFIG).draw([np.random.default_rng(0)])
+    broad = torch.randn(1, ids_of(users.broad), CONFIG.embedding_dim).requires_grad_()
+    campaign = Campaigns(Entries.of(columns.slice(0, 1), in_order(schema)))
+    log_odds = network(Users(*users.encode(columns)), campaign, broad)
+    assert log_odds.shape == (1, 3)
+    torch.autograd.backward(log_odds.sum())
+    for name, parameter in network.named_parameters():
+        if parameter.numel() == 0:
+            continue
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name

@@ -76,7 +76,8 @@ def adapted(
     def start(rngs: Sequence[np.random.Generator], shares: npt.NDArray[np.float64]) -> Network:
         return general.network.take([0] * len(rngs))
 
-    return adapt_together(general, pool, campaigns, start, frozen, config, lambda done, total: None)
+    done = dict(adapt_together(general, pool, campaigns, start, frozen, config, lambda done, total: None))
+    return [done[position] for position in range(len(campaigns))]
 
 
 def test_together_is_alone(general: General, pool: Pool, tasks: list[Task]) -> None:
@@ -209,7 +210,7 @@ def test_it_stops_when_asked(general: General, pool: Pool, tasks: list[Task]) ->
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        adapt_together(
+        for _ in adapt_together(
             general,
             pool,
             new_campaigns(tasks),
@@ -217,7 +218,8 @@ def test_it_stops_when_asked(general: General, pool: Pool, tasks: list[Task]) ->
             (),
             ONLINE,
             tick,
-        )
+        ):
+            pass
     assert calls == [(0, len(tasks))] * 5
 
 

@@ -142,7 +142,6 @@ class Embeddings(Stacked):
 
     def __init__(self, users: UserFields, campaigns: FeatureSchema, k: int, std: float) -> None:
         super().__init__()
-        self.k = k
         self.add("narrow", ids_of(users.narrow), k, std=std)
         self.add("campaign", ids_of(in_order(campaigns)), k, std=std)
 
@@ -181,14 +180,16 @@ class FirstLayer(Stacked):
         self.add("bias", 1, outputs, bound=bound)
 
     def forward(self, x: LookedUp) -> Tensor:
-        folded: Tensor = _Fold.apply(x.narrow, self.narrow, self.sizes)  # type: ignore[no-untyped-call]
-        stack, rows, _ = x.broad.shape
-        total = x.bags.of(folded.flatten(0, 1)).view(stack, rows, -1)
         constant: Tensor = self.bias
         if self.reads_campaign:
             constant = torch.baddbmm(constant, x.campaign, self.campaign)  # [C, 1 or rows, outputs]
-        # In place: at this width a network's time goes into passes over its activations.
-        return total.baddbmm_(x.broad, self.broad).add_(constant)
+        if not self.sizes:
+            return x.broad.matmul(self.broad) + constant
+        folded: Tensor = _Fold.apply(x.narrow, self.narrow, self.sizes)  # type: ignore[no-untyped-call]
+        stack, rows, _ = x.broad.shape
+        total = x.bags.of(folded.flatten(0, 1)).view(stack, rows, -1)
+        # In place where it is no view: at this width much of the time goes into passes over activations.
+        return torch.baddbmm(total, x.broad, self.broad).add_(constant)
 
 
 class _Fold(torch.autograd.Function):
@@ -202,7 +203,7 @@ class _Fold(torch.autograd.Function):
         ctx.save_for_backward(table, weight)
         ctx.sizes = sizes
         parts = [torch.bmm(ids, weight[:, field]) for field, ids in enumerate(torch.split(table, sizes, 1))]
-        return torch.cat(parts, 1) if parts else table.new_zeros(len(table), 0, weight.shape[3])
+        return torch.cat(parts, 1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

@@ -29,7 +29,7 @@ from lookalike.training.tasks import Samples
 
 # Campaigns in a stack: enough that calling the library costs little beside what it computes, few enough that what a
 # batch of each needs stays in the cache.
-GROUP = 8
+GROUP = 4
 # Users of a campaign that are scored at once, for the same reason.
 _SCORED_AT_ONCE = 2048
 
@@ -107,8 +107,10 @@ def adapt_together(
     frozen: Sequence[str],
     config: OnlineConfig,
     tick: Callable[[int, int], None],
-) -> list[Customised]:
-    """Fine-tune a network for each campaign on its seeds; one for each, in order. `general` stays as it is.
+) -> Iterator[tuple[int, Customised]]:
+    """Fine-tune a network for each campaign on its seeds; each with its position, as they get ready, smallest first.
+
+    `general` stays as it is.
 
     Args:
         frozen: beginnings of the names of parameters that stay as they start; `embeddings` includes the broad fields'.
@@ -117,16 +119,17 @@ def adapt_together(
     Raises:
         InvalidInput: a campaign has fewer than two samples of a label.
     """
-    done: dict[int, Customised] = {}
+    done = 0
     for positions in _groups([_num_batches(campaign.seeds, config) for campaign in campaigns]):
         began = time.perf_counter()
         members = [_Member(campaigns[position], pool, general, config) for position in positions]
         group = _Group(members, general, start, frozen, config)
-        _advance(group, partial(tick, len(done), len(campaigns)))
+        _advance(group, partial(tick, done, len(campaigns)))
         seconds = (time.perf_counter() - began) / max(1, sum(member.samples for member in members))
-        done |= {position: m.result(seconds) for position, m in zip(positions, members, strict=True)}
-        tick(len(done), len(campaigns))
-    return [done[position] for position in range(len(campaigns))]
+        done += len(members)
+        tick(done, len(campaigns))
+        for position, member in zip(positions, members, strict=True):
+            yield position, member.result(seconds)
 
 
 def _num_batches(seeds: Samples, config: OnlineConfig) -> int:

@@ -115,7 +115,8 @@ class NetworkSystem:
         general, pool = self._trained
         # By id, so that an answer does not depend on which campaigns are asked for together.
         new = [NewCampaign(c.features, c.seeds, (seed, zlib.crc32(repr(c.campaign_id).encode()))) for c in campaigns]
-        adapted = adapt_together(
+        answers: dict[int, Ranking] = {}
+        for position, own in adapt_together(
             general,
             pool,
             new,
@@ -123,10 +124,11 @@ class NetworkSystem:
             self.recipe.frozen,
             OnlineConfig(lr=rates.online),
             tick,
-        )
-        for campaign, own in zip(campaigns, adapted, strict=True):
-            scores = own.score(general, pool.take(campaign.candidates)).astype(np.float64)
-            yield Ranking(scores, own.seconds, own.samples, own.losses)
+        ):
+            scores = own.score(general, pool.take(campaigns[position].candidates)).astype(np.float64)
+            answers[position] = Ranking(scores, own.seconds, own.samples, own.losses)
+        for position in range(len(campaigns)):
+            yield answers[position]
 
 
 def campaign_encoder(history: History) -> CampaignEncoder:
