@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pyarrow as pa
 import pytest
 
-from lookalike.config import AdaptationConfig, Config, ModelConfig, ScoringConfig, TrainingConfig
+from lookalike.config import AdaptationConfig, Config, JointConfig, ModelConfig, ScoringConfig, TrainingConfig
 from lookalike.dataset.layout import USERS, Dataset
 from lookalike.dataset.synthetic import simulate
 from lookalike.pool.ingest import ingest
@@ -77,6 +77,7 @@ def small_config() -> Config:
         training=TrainingConfig(
             support_size=128, query_size=128, tasks_per_step=4, max_samples=20_000, validate_every=10
         ),
+        joint=JointConfig(batch_samples=1000),
         adaptation=AdaptationConfig(batch_size=128),
         scoring=ScoringConfig(device="cpu", batch_size=256, threads=1),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lookalike.config import Config
+from lookalike.config import Config, JointConfig
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import Cancelled, EmptySeeds, FailedPrecondition
 from lookalike.evaluation.metrics import auc
@@ -87,9 +87,7 @@ def test_the_loss_is_that_of_each_campaigns_customised_model(trainer: MultitaskT
         own = trainer.own
         weights = torch.cat([own.shift[number], own.coefficients[number]]).detach()
         head = Head(weights, own.intercept[number].detach())
-        model = with_own_weights(
-            trainer.model, trainer.prior, OwnWeights(head, np.zeros(trainer.model.users.table_rows))
-        )
+        model = with_own_weights(trainer.model, trainer.prior, OwnWeights(head, None))
         users = model.users.batch(trainer.pool.take(task.samples.rows))
         with torch.no_grad():
             log_p, log_not_p = model(users, model.campaigns.batch(task.features))
@@ -97,7 +95,15 @@ def test_the_loss_is_that_of_each_campaigns_customised_model(trainer: MultitaskT
         total -= float((labels * log_p + (1 - labels) * log_not_p).sum())
     everyone = np.arange(len(trainer.knowledge.users))
     which, campaign, labels = trainer.knowledge.take(everyone)
-    loss = trainer._loss(trainer.model.users.batch(trainer.users), trainer.campaigns, which, campaign, labels)
+    loss = trainer._loss(
+        trainer.model.users.batch(trainer.users),
+        trainer.campaigns,
+        which,
+        campaign,
+        labels,
+        trainer.model.user_embedding,
+        trainer.prior.basis,
+    )
     assert loss.item() * len(labels) == pytest.approx(total, rel=1e-4)
 
 
@@ -168,6 +174,7 @@ def test_the_customised_model_computes_what_was_fitted(checkpoint: Checkpoint, p
     campaign = model.campaigns.batch(task.features)
     samples = CampaignSamples(model, checkpoint.prior, users, campaign, task.seeds.labels)
     own = samples.fit(slice(None), lambda: None)
+    assert own.ids is not None
     assert np.abs(own.ids).max() > 0
     customised = with_own_weights(model, checkpoint.prior, own)
     with torch.no_grad():
@@ -273,7 +280,8 @@ def test_ids_are_summed_whatever_kinds_of_fields_there_are(single: int, multi: i
     encoder = FeatureEncoder(schema)
     table = torch.randn(encoder.table_rows, 3)
     expected = one_hot(schema, users) @ table.double().numpy()
-    torch.testing.assert_close(encoder.batch(users).sum_ids(table).double(), torch.from_numpy(expected))
+    summed = encoder.batch(users).sum_ids(table).double()
+    torch.testing.assert_close(summed, torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_a_huge_audience_is_judged_by_both_labels(trainer: MultitaskTrainer, pool: Pool, tasks: list[Task]) -> None:
@@ -305,21 +313,29 @@ def test_choosing_the_prior_stops_when_asked(trainer: MultitaskTrainer, tasks: l
         trainer.finish(tasks[:2], stop)
 
 
-def test_the_prior_is_a_gradient_towards_zero(trainer: MultitaskTrainer) -> None:
-    """Tables and own weights, not networks and intercepts; what no sample touches moves towards zero."""
-    own, model = trainer.own, trainer.model
-    penalised = {own.shift, own.coefficients, trainer.prior.basis, model.user_embedding}
-    for group in trainer.optimizers["adam"].param_groups:
-        for parameter in group["params"]:
-            assert group["weight_decay"] == (2 * trainer.config.l2 if parameter in penalised else 0)
-    untouched = ~torch.isin(
-        torch.arange(trainer.model.users.table_rows), trainer.model.users.batch(trainer.users).occurring()
-    )
-    assert untouched.any()
-    before = trainer.prior.basis.detach()[untouched].abs()
+def test_the_prior_is_a_gradient_towards_zero(
+    dataset: Dataset, pool: Pool, tasks: list[Task], small_config: Config
+) -> None:
+    """Of own weights and of the rows that a step touches, and of nothing else: here it outweighs all labels."""
+    config = dataclasses.replace(small_config, joint=JointConfig(l2=100.0, batch_samples=1000))
+    trainer = new_run(pool, dataset.campaign_schema(), tasks, config).trainer
+    assert isinstance(trainer, MultitaskTrainer)
+    tables = {"basis": trainer.prior.basis, "embedding": trainer.model.user_embedding}
+    before = {name: table.detach().clone() for name, table in tables.items()}
+    shift, network = trainer.own.shift.detach().clone(), trainer.model.critics.weight.detach().clone()
+    index = trainer._turn(0, 0)
+    touched = trainer.model.users.batch(trainer.users.take(index)).occurring()
     trainer.step(0, 0.0)
-    after = trainer.prior.basis.detach()[untouched].abs()
-    assert after.mean() < before.mean()
+    for name, table in tables.items():
+        assert table.detach()[touched].abs().mean() < before[name][touched].abs().mean()
+    assert trainer.own.shift.detach().abs().mean() < shift.abs().mean()
+    moved = (trainer.model.critics.weight.detach() - network).sign()
+    assert not torch.equal(moved, -network.sign())
+    unknown = torch.from_numpy(np.unique(trainer.model.users._unknown_of.numpy()))  # which id dropout brings in
+    others = ~torch.isin(torch.arange(len(trainer.prior.basis)), torch.cat([touched, unknown]))
+    assert others.any()
+    for name, table in tables.items():
+        assert torch.equal(table.detach()[others], before[name][others])
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 4])

@@ -21,7 +21,8 @@ from lookalike.model.baselines.mmoe import Mmoe
 from lookalike.model.stacked import Campaigns, Network, UserFields, Users
 from lookalike.pool.snapshot import Pool
 from lookalike.training.general import CampaignEncoder, EncodedUsers, General, new_table
-from lookalike.training.joint import JointConfig, RowAdam, train_jointly
+from lookalike.training.joint import JointConfig, train_jointly
+from lookalike.training.row_adam import RowAdam
 from lookalike.training.tasks import Samples, Task, load_tasks
 from lookalike.training.together import Customised, NewCampaign, OnlineConfig, adapt_together
 
@@ -288,13 +289,13 @@ def test_row_adam_is_sparse_adam() -> None:
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(9, 3, generator=generator)
     reference = torch.nn.Parameter(table.clone())
-    library, ours = torch.optim.SparseAdam([reference], lr=0.1), RowAdam(table, 0.1)
+    library, ours = torch.optim.SparseAdam([reference], lr=0.1), RowAdam([table], 0.1)
     for _ in range(5):
         rows = torch.randperm(9, generator=generator)[:4].sort().values
         gradient = torch.randn(4, 3, generator=generator)
         leaf = table[rows].requires_grad_()
         leaf.grad = gradient
-        ours.step(rows, leaf)
+        ours.update(table, rows, leaf)
         reference.grad = torch.sparse_coo_tensor(
             rows.unsqueeze(0), gradient, (9, 3), is_coalesced=True, check_invariants=False
         )

@@ -138,10 +138,10 @@ class MetaHeac(nn.Module):
         """Another with the same parameters. Vocabularies, which nobody changes, are shared: they may be millions."""
         return copy.deepcopy(self, {id(encoder): encoder for encoder in (self.users, self.campaigns)})
 
-    def represent(self, users: FeatureBatch) -> Represented:
-        """What does not depend on the campaign."""
+    def represent(self, users: FeatureBatch, table: Tensor | None = None) -> Represented:
+        """What does not depend on the campaign; with the embeddings `table`, if given, instead of the model's."""
         k = self.config.embedding_dim
-        fields = users.embed(self.user_embedding, k)  # [rows, Fu, k or k + 1]
+        fields = users.embed(self.user_embedding if table is None else table, k)  # [rows, Fu, k or k + 1]
         embedded = fields[:, :, :k]
         return Represented(self.experts(embedded.flatten(1)), embedded.mean(dim=1), fields[:, :, k:].sum(dim=1))
 

@@ -19,6 +19,8 @@ from lookalike.model.metaheac import MetaHeac
 # Steps of scoring (Newton with expected curvature): each gains a digit or more; so many are for odd campaigns.
 MAX_STEPS = 30
 BASIS_STD = 0.01  # small, as the embeddings': what is rare should not begin as noise
+# Users that a fit of many begins with.
+FEW = 8192
 # Of the objective a sample; ranks have settled long before.
 TOLERANCE = 1e-7
 # Of a step: where the general model is sure and wrong, curvature is next to none, and a step a million times too long.
@@ -126,47 +128,73 @@ def fit_head(judged: Judged, labels: Tensor, deviations: Tensor, poll: Callable[
     scaled = torch.mul(judged.features, deviations.to(design), out=design[:, :-1])
     mean = scaled.mean(0)
     scaled -= mean
-    prior = torch.ones(design.shape[1], dtype=torch.float64)
-    prior[-1] = 1e-6  # the intercept is free; this keeps its curvature above 0
+    posterior = _Posterior(design, judged.opinions.double(), judged.log_weights.double().exp(), labels.double())
     theta = torch.zeros(design.shape[1], dtype=torch.float64)
-    weights = judged.log_weights.double().exp()
-    opinions, targets = judged.opinions.double(), labels.double()
-
-    def chances(shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """p, 1 - p and the slope of p `[users]`; each a sum of its own, so that none rounds to 0 where p nears 1."""
-        shifted = opinions + shift.unsqueeze(1)
-        yes, no = shifted.sigmoid(), (-shifted).sigmoid()
-        return (
-            (weights * yes).sum(1).clamp_min(LEAST_CHANCE),
-            (weights * no).sum(1).clamp_min(LEAST_CHANCE),
-            (weights * yes * no).sum(1),
-        )
-
-    def objective(theta: Tensor) -> tuple[float, Tensor]:
-        shift = (design @ theta.to(design)).double()
-        p, not_p, _ = chances(shift)
-        fit = -torch.where(targets > 0, p, not_p).log().sum()
-        return float(fit + 0.5 * (prior * theta.square()).sum()), shift
-
-    value, shift = objective(theta)
-    for _ in range(MAX_STEPS):
-        poll()
-        p, not_p, slope = chances(shift)
-        gradient = design.mT @ torch.where(targets > 0, -slope / p, slope / not_p).to(design)
-        curvature = design.mT @ (design * (slope / p * (slope / not_p)).to(design).unsqueeze(1))
-        step = torch.linalg.solve(curvature.double() + prior.diag(), gradient.double() + prior * theta)
-        scale = 1.0
-        while scale > LEAST_SCALE:
-            candidate = theta - scale * step
-            new_value, new_shift = objective(candidate)
-            if new_value <= value:
-                break
-            scale /= 2
-        else:
-            break
-        gained = value - new_value
-        theta, value, shift = candidate, new_value, new_shift
-        if gained < TOLERANCE * len(targets):
-            break
+    stride = len(labels) // FEW
+    if stride > 1:  # most of the way costs little by a part of the users
+        theta = posterior.every(stride).climb(theta, poll)
+    theta = posterior.climb(theta, poll)
     own = theta[:-1].float() * deviations
     return Head(own, (theta[-1] - theta[:-1] @ mean.double()).float())
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """Of weights in units of their deviations, and an intercept: design `[users, h + d + 1]`, critics and labels."""
+
+    design: Tensor
+    opinions: Tensor
+    weights: Tensor
+    targets: Tensor
+
+    @property
+    def precision(self) -> Tensor:
+        """Of the prior; the intercept is free, and this keeps its curvature above 0."""
+        precision = torch.ones(self.design.shape[1], dtype=torch.float64)
+        precision[-1] = 1e-6
+        return precision
+
+    def every(self, stride: int) -> _Posterior:
+        """Of each `stride`-th user alone."""
+        return _Posterior(*(part[::stride] for part in (self.design, self.opinions, self.weights, self.targets)))
+
+    def climb(self, theta: Tensor, poll: Callable[[], None]) -> Tensor:
+        """From `theta` to the top, by scoring with the step halved where it overshoots."""
+        prior, design, targets = self.precision, self.design, self.targets
+        value, shift = self._value(theta)
+        for _ in range(MAX_STEPS):
+            poll()
+            p, not_p, slope = self._chances(shift)
+            gradient = design.mT @ torch.where(targets > 0, -slope / p, slope / not_p).to(design)
+            curvature = design.mT @ (design * (slope / p * (slope / not_p)).to(design).unsqueeze(1))
+            step = torch.linalg.solve(curvature.double() + prior.diag(), gradient.double() + prior * theta)
+            scale = 1.0
+            while scale > LEAST_SCALE:
+                candidate = theta - scale * step
+                new_value, new_shift = self._value(candidate)
+                if new_value <= value:
+                    break
+                scale /= 2
+            else:
+                break
+            gained = value - new_value
+            theta, value, shift = candidate, new_value, new_shift
+            if gained < TOLERANCE * len(targets):
+                break
+        return theta
+
+    def _chances(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p, 1 - p and the slope of p `[users]`; each a sum of its own, so that none rounds to 0 where p nears 1."""
+        shifted = self.opinions + shift.unsqueeze(1)
+        yes, no = shifted.sigmoid(), (-shifted).sigmoid()
+        return (
+            (self.weights * yes).sum(1).clamp_min(LEAST_CHANCE),
+            (self.weights * no).sum(1).clamp_min(LEAST_CHANCE),
+            (self.weights * yes * no).sum(1),
+        )
+
+    def _value(self, theta: Tensor) -> tuple[float, Tensor]:
+        shift = (self.design @ theta.to(self.design)).double()
+        p, not_p, _ = self._chances(shift)
+        fit = -torch.where(self.targets > 0, p, not_p).log().sum()
+        return float(fit + 0.5 * (self.precision * theta.square()).sum()), shift

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.sparse import csr_matrix
 
 from lookalike.config import AdaptationConfig
 from lookalike.evaluation.metrics import auc
@@ -33,10 +35,10 @@ BATCH = 8192
 
 @dataclass(frozen=True)
 class OwnWeights:
-    """What a campaign adds to the general model: a head, and a weight for each id `[user ids]`."""
+    """What a campaign adds to the general model: a head, and a weight for each id `[user ids]`, or none."""
 
     head: Head
-    ids: Floats
+    ids: Floats | None
 
 
 class CampaignSamples:
@@ -53,8 +55,13 @@ class CampaignSamples:
     ) -> None:
         self.model, self.prior = model, prior
         self.judged = judge_all(model, prior, users, campaign, poll)
-        self.ids = one_hot(model.users.schema, users)
         self.labels = labels
+        self._users = users
+
+    @cached_property
+    def ids(self) -> csr_matrix:
+        """`[samples, user ids]`, how often each user has each id."""
+        return one_hot(self.model.users.schema, self._users)
 
     def fit(self, index: Index | slice, poll: Callable[[], None]) -> OwnWeights:
         """Own weights from the samples at `index`: the head first, then what ids tell beyond it."""
@@ -62,7 +69,7 @@ class CampaignSamples:
         judged, labels = self.judged.take(index), self.labels[index]
         head = fit_head(judged, torch.from_numpy(labels), self.prior.deviations(), poll)
         variance = float(self.prior.id_variance)
-        ids = np.zeros(self.ids.shape[1])
+        ids = None
         if variance > 0:
             ids = fit_ridge(self.ids[index], labels, log_odds(judged, head.shift(judged)).numpy(), variance, poll=poll)
         return OwnWeights(head, ids)
@@ -72,7 +79,9 @@ class CampaignSamples:
         judged = self.judged.take(index)
         shift = torch.zeros(len(index), dtype=torch.float64)
         if own is not None:
-            shift = own.head.shift(judged) + torch.from_numpy(self.ids[index] @ own.ids)
+            shift = own.head.shift(judged)
+            if own.ids is not None:
+                shift = shift + torch.from_numpy(self.ids[index] @ own.ids)
         return auc(self.labels[index].astype(np.int8), log_odds(judged, shift).numpy())
 
 
@@ -157,5 +166,7 @@ def with_own_weights(model: MetaHeac, prior: HeadPrior, own: OwnWeights | None) 
         shift, coefficients = own.head.weights[: prior.hidden], own.head.weights[prior.hidden :]
         customised.critics.weight.add_(shift)
         customised.critics.bias.add_(own.head.intercept)
-        customised.user_embedding[:, -1] += prior.basis @ coefficients + torch.from_numpy(own.ids).float()
+        customised.user_embedding[:, -1] += prior.basis @ coefficients
+        if own.ids is not None:
+            customised.user_embedding[:, -1] += torch.from_numpy(own.ids).float()
     return customised

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from lookalike.errors import InvalidInput
 from lookalike.model.bags import unknown_ids
 from lookalike.model.stacked import Campaigns, Users
 from lookalike.pool.snapshot import Pool
 from lookalike.training.general import EncodedUsers, General, Occurring
+from lookalike.training.row_adam import RowAdam
 from lookalike.training.tasks import Task
 
 BATCH = 512  # the paper's, section 4.1
@@ -53,7 +53,7 @@ def train_jointly(
     features = general.campaigns.encode([task.features for task in tasks])
     unknown_narrow, unknown_broad = unknown_ids(general.users.narrow), unknown_ids(general.users.broad)
     dense = torch.optim.Adam(general.network.parameters(), lr=config.lr, fused=True)
-    sparse = RowAdam(general.broad, config.lr)
+    sparse = RowAdam([general.broad], config.lr)
     losses = []
     seen = 0
     for index in samples.batches(config.samples, rng):
@@ -73,7 +73,7 @@ def train_jointly(
         dense.zero_grad()
         torch.autograd.backward(loss)
         dense.step()
-        sparse.step(where, table)
+        sparse.update(general.broad, where, table)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise InvalidInput(f"pre-training diverged with a rate of {config.lr}: lower it", field="rates.offline")
@@ -97,29 +97,3 @@ class _Mixed:
             total -= len(order)
             for start in range(0, len(order), BATCH):
                 yield order[start : start + BATCH]
-
-
-class RowAdam:
-    """Adam on those rows of a table that occur in a batch; the others, and their moments, wait.
-
-    The library's SparseAdam does the same in ten times the time.
-    """
-
-    def __init__(self, table: Tensor, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        self.table, self.lr, self.betas, self.eps = table, lr, betas, eps
-        self.steps = 0
-        self.first, self.second = torch.zeros_like(table), torch.zeros_like(table)
-
-    @torch.no_grad()
-    def step(self, rows: Tensor, leaf: Tensor) -> None:
-        """`leaf` is a copy of `rows` of the table, with a gradient."""
-        assert leaf.grad is not None
-        self.steps += 1
-        of_first, of_second = self.betas
-        first = self.first.index_select(0, rows).lerp_(leaf.grad, 1 - of_first)
-        second = self.second.index_select(0, rows).mul_(of_second).addcmul_(leaf.grad, leaf.grad, value=1 - of_second)
-        self.first.index_copy_(0, rows, first)
-        self.second.index_copy_(0, rows, second)
-        bias_first, bias_second = 1 - of_first**self.steps, 1 - of_second**self.steps
-        deviation = (second / bias_second).sqrt_().add_(self.eps)
-        self.table.index_copy_(0, rows, leaf.detach().addcdiv(first, deviation, value=-self.lr / bias_first))

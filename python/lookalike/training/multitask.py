@@ -23,6 +23,7 @@ from lookalike.pool.snapshot import Pool
 from lookalike.schema import EncodedColumns
 from lookalike.training.campaign_head import HeadPrior, cross_entropy
 from lookalike.training.head_fit import CampaignSamples
+from lookalike.training.row_adam import RowAdam
 from lookalike.training.tasks import Samples, Task
 
 Index = npt.NDArray[np.int64]
@@ -108,15 +109,19 @@ class MultitaskTrainer:
         self.users = pool.take(self.knowledge.users)
         self.campaigns = model.campaigns.batch(EncodedColumns.concat([task.features for task in tasks]))
         self.own = OwnWeights(len(tasks), prior.hidden, prior.rank)
-        self.steps_per_epoch = max(1, round(len(self.knowledge.users) / config.batch_users))
-        self._order: tuple[int, Index] | None = None
-        normal = [self.own.shift, self.own.coefficients, prior.basis, model.user_embedding]
+        steps = round(len(self.knowledge.labels) / config.batch_samples)
+        self.steps_per_epoch = min(max(1, steps), len(self.knowledge.users))
+        self._order: tuple[int, list[Index]] | None = None
+        normal = [self.own.shift, self.own.coefficients]
         others = [p for p in model.parameters() if p is not model.user_embedding] + [self.own.intercept]
-        # The optimiser adds the prior's gradient itself, which saves passes over the tables: 2 w of the square of w.
+        # The optimiser adds the prior's gradient itself: 2 w of the square of w.
         groups: list[dict[str, Any]] = [{"params": others}, {"params": normal, "weight_decay": 2 * config.l2}]
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "adam": torch.optim.Adam(groups, lr=config.lr, fused=True),
+            "dense": torch.optim.Adam(groups, lr=config.lr, fused=True),
         }
+        self.tables = (model.user_embedding, prior.basis)
+        self.rows = RowAdam(self.tables, config.lr)
+        self.optimizers["tables"] = self.rows
 
     def step(self, number: int, done: float) -> tuple[float, float, int]:
         """One update from the users whose turn it is, at a rate that falls to 0 as the budget is spent.
@@ -130,14 +135,18 @@ class MultitaskTrainer:
         users = self.model.users.batch(self.users.take(index))
         users = self.model.users.with_unknown(users, self.settings.user_id_dropout, rng)
         campaigns = self.model.campaigns.with_unknown(self.campaigns, self.settings.campaign_id_dropout, rng)
-        loss = self._loss(users, campaigns, which, campaign, labels)
+        rows = users.occurring()
+        leaves = [table.detach().index_select(0, rows).requires_grad_() for table in self.tables]
+        loss = self._loss(users.relative_to(rows), campaigns, which, campaign, labels, *leaves)
+        penalty = self.config.l2 * torch.stack([leaf.square().sum() for leaf in leaves]).sum()
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = self.config.lr * max(1 - done, MIN_RATE)
             optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
+        torch.autograd.backward(loss + penalty)
+        self.optimizers["dense"].step()
+        for table, leaf in zip(self.tables, leaves, strict=True):
+            self.rows.update(table, rows, leaf)
         return loss.item(), loss.item(), len(labels)
 
     def validate(self, held_out: list[Task]) -> float:
@@ -167,21 +176,29 @@ class MultitaskTrainer:
             parameter.fill_(candidates[int(np.argmax(values))])
 
     def _loss(
-        self, users: FeatureBatch, campaigns: FeatureBatch, which: Tensor, campaign: Tensor, labels: Tensor
+        self,
+        users: FeatureBatch,
+        campaigns: FeatureBatch,
+        which: Tensor,
+        campaign: Tensor,
+        labels: Tensor,
+        embedding: Tensor,
+        basis: Tensor,
     ) -> Tensor:
-        """Mean cross-entropy of pairs: user `which[i]` and campaign `campaign[i]`, `[pairs]` each.
+        """Mean cross-entropy of pairs: user `which[i]` and campaign `campaign[i]`, `[pairs]` each. `users` index the
+        rows of `embedding` and `basis`.
 
         What is linear in a user's and a campaign's vectors is multiplied for all users and all campaigns of the pairs
         and picked from: a few large matrices instead of a vector a pair.
         """
         model = self.model
-        seen = model.represent(users)  # once a user
+        seen = model.represent(users, embedding)  # once a user
         known, column = torch.unique(campaign, return_inverse=True)  # of many campaigns, few are known to some users
         own_shift, coefficients, intercept = (
             part.index_select(0, known) for part in (self.own.shift, self.own.coefficients, self.own.intercept)
         )
         place = which * len(known) + column
-        linear = (users.sum_ids(self.prior.basis) @ coefficients.T + intercept).flatten()
+        linear = (users.sum_ids(basis) @ coefficients.T + intercept).flatten()
         expert_gate, critic_gate = model.gates(seen.user_mean, campaigns, which, campaign)
         # Eq. 6 and 7 in another order: each expert's opinions, then their mixture.
         weights = expert_gate.exp()  # [pairs, n]
@@ -193,13 +210,16 @@ class MultitaskTrainer:
         return cross_entropy(opinions, critic_gate, shift, labels).mean()
 
     def _turn(self, epoch: int, place: int) -> Index:
-        """Which of the known users a step takes, ascending. The order of an epoch is drawn once: users are many."""
-        users = len(self.knowledge.users)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([self.settings.seed, epoch]).permutation(users)
-        size, larger = divmod(users, self.steps_per_epoch)  # the first few take one more
-        first, last = (at * size + min(at, larger) for at in (place, place + 1))
-        return np.sort(self._order[1][first:last])
+        """Which of the known users a step takes, ascending: as many as have the step's share of all samples."""
+        if self._order is None or self._order[0] != epoch:  # drawn once an epoch: users are many
+            order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.knowledge.users))
+            upto = np.cumsum(np.diff(self.knowledge.starts)[order])
+            step = np.arange(1, self.steps_per_epoch)
+            ends = np.searchsorted(upto, step * upto[-1] // self.steps_per_epoch)
+            ends = np.maximum.accumulate(ends - step) + step  # a user at least in each, whoever knows how much
+            ends = np.minimum(ends, len(order) - self.steps_per_epoch + step)
+            self._order = epoch, np.split(order, ends)
+        return np.sort(self._order[1][place])
 
     def _deviations_of_training_campaigns(self) -> None:
         with torch.no_grad():
