@@ -32,8 +32,11 @@ def plain_users(text: str, longest: int | None) -> tuple[list[dict[str, object]]
             continue
         seen.add(uid)
         single = {name: int(said.get(name, ["0"])[0]) or None for name in SINGLE}
-        multi = {name: [int(value) for value in said.get(name, ["0"])] for name in MULTI}
-        kept = {name: None if values == [0] else values[:longest] for name, values in multi.items()}
+        multi = {name: said.get(name, ["0"]) for name in MULTI}
+        kept: dict[str, object] = {
+            name: None if len(values) == 1 and int(values[0]) == 0 else [int(value) for value in values[:longest]]
+            for name, values in multi.items()  # what is cut off is not looked at
+        }
         users.append({"user_id": uid, **single, **kept})
     return users, faults
 
