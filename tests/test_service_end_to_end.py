@@ -32,7 +32,7 @@ from lookalike.v1 import audience_pb2
 
 ADAPTING = audience_pb2.ExpandAudienceMetadata.STAGE_ADAPTING
 # All epochs are run, so that a job of many seeds takes seconds: long enough to be caught in the middle of it.
-SLOW = AdaptationConfig(max_epochs=60, patience=60)
+SLOW = AdaptationConfig(optimizer="adam", max_epochs=60, patience=60)
 SCORING = ScoringConfig(device="cpu", threads=1)  # small tensors are slower with more
 VOLATILE = {"created": "", "seconds": {}, "job_id": ""}
 
