@@ -5,7 +5,7 @@ Knows `model` and feature batches. The fit needs no learning rate and no epochs:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -111,8 +111,14 @@ class Head:
 
 
 @torch.no_grad()
-def fit_head(judged: Judged, labels: Tensor, deviations: Tensor) -> Head:
-    """The most probable own weights, given seeds and negatives, under normal priors of `deviations` `[h + d]`."""
+def fit_head(
+    judged: Judged, labels: Tensor, deviations: Tensor, *, visit: Callable[[Head], None] | None = None
+) -> Head:
+    """The most probable own weights, given seeds and negatives, under normal priors of `deviations` `[h + d]`.
+
+    Args:
+        visit: called with what there is after each step, the last one included.
+    """
     scaled = judged.features * deviations.to(judged.features)
     mean = scaled.mean(0)
     design = torch.cat([scaled - mean, scaled.new_ones(len(scaled), 1)], dim=1)  # [users, h + d + 1]
@@ -127,6 +133,10 @@ def fit_head(judged: Judged, labels: Tensor, deviations: Tensor) -> Head:
         p = (weights * (opinions + shift.unsqueeze(1)).sigmoid()).sum(1).clamp(1e-12, 1 - 1e-12)
         fit = -(targets * p.log() + (1 - targets) * torch.log1p(-p)).sum()
         return float(fit + 0.5 * (prior * theta.square()).sum()), shift
+
+    def head() -> Head:
+        own = theta[:-1].float() * deviations
+        return Head(own, (theta[-1] - theta[:-1] @ mean.double()).float())
 
     value, shift = objective(theta)
     for _ in range(MAX_STEPS):
@@ -148,7 +158,8 @@ def fit_head(judged: Judged, labels: Tensor, deviations: Tensor) -> Head:
             break
         gained = value - new_value
         theta, value, shift = candidate, new_value, new_shift
+        if visit is not None:
+            visit(head())
         if gained < TOLERANCE * len(targets):
             break
-    own = theta[:-1].float() * deviations
-    return Head(own, (theta[-1] - theta[:-1] @ mean.double()).float())
+    return head()

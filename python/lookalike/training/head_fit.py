@@ -56,15 +56,28 @@ class CampaignSamples:
         self.ids = one_hot(model.users.schema, users)
         self.labels = labels
 
-    def fit(self, index: Index | slice, poll: Callable[[], None]) -> OwnWeights:
-        """Own weights from the samples at `index`: the head first, then what ids tell beyond it."""
+    def fit(
+        self, index: Index | slice, poll: Callable[[], None], visit: Callable[[OwnWeights], None] | None = None
+    ) -> OwnWeights:
+        """Own weights from the samples at `index`: the head first, then what ids tell beyond it.
+
+        Args:
+            visit: called with what there is after each step of the head's fit, and with the result if ids add to it.
+        """
         poll()
         judged, labels = self.judged.take(index), self.labels[index]
-        head = fit_head(judged, torch.from_numpy(labels), self.prior.deviations())
-        variance = float(self.prior.id_variance)
         ids = np.zeros(self.ids.shape[1])
+
+        def show(head: Head) -> None:
+            if visit is not None:
+                visit(OwnWeights(head, np.zeros(self.ids.shape[1])))
+
+        head = fit_head(judged, torch.from_numpy(labels), self.prior.deviations(), visit=show if visit else None)
+        variance = float(self.prior.id_variance)
         if variance > 0:
             ids = fit_ridge(self.ids[index], labels, log_odds(judged, head.shift(judged)).numpy(), variance, poll=poll)
+            if visit is not None:
+                visit(OwnWeights(head, ids))
         return OwnWeights(head, ids)
 
     def held_out_auc(self, index: Index, own: OwnWeights | None) -> float:
