@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_results import made, summary
 
-from lookalike.evaluation.figures import draw_all
+from lookalike.evaluation.figures.results import draw_all
 from lookalike.evaluation.results import RunResult
 
 SYSTEMS = ("lr", "mlp", "metaheac", "lookalike")
