@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,8 @@ from lookalike.evaluation.metrics import auc
 from lookalike.evaluation.systems.edges import Edges, draws
 from lookalike.evaluation.systems.hubble import Hubble, HubbleSettings, balanced
 from lookalike.evaluation.systems.pinterest import Pinterest, PinterestSettings, beside_others
-from lookalike.evaluation.systems.system import History, Ranking, Rates, SeededCampaign, System
-from lookalike.evaluation.systems.together import Fitted, HeadSettings, Lesson, Teacher, fit_together, split
+from lookalike.evaluation.systems.system import History, Ranking, Rates, SeededCampaign, Stepwise, System
+from lookalike.evaluation.systems.together import Fitted, HeadSettings, Lesson, Teacher, fit_together, follow, split
 from lookalike.model.baselines.bags import Bags, PooledFields
 from lookalike.model.baselines.graph import FanOut, LikeGraph, Neighbours, Sight
 from lookalike.model.baselines.heads import Heads
@@ -413,6 +414,30 @@ def test_together_is_as_alone(vectors: torch.Tensor, monkeypatch: pytest.MonkeyP
         np.testing.assert_allclose(fitted.losses, alone.losses, rtol=1e-4)
         for ours, theirs in zip(fitted.parameters, alone.parameters, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_followed_is_what_is_fitted(vectors: torch.Tensor) -> None:
+    """After as many steps as an epoch has, the head that a first epoch leaves; and it goes on after that."""
+    settings = dataclasses.replace(HEADS, max_epochs=1)
+    (fitted,) = fit_together(vectors, [lesson(0, 300, vectors)], 0.02, settings, no_tick)
+    one = lesson(0, 300, vectors)
+    count = len(list(one.train.batches(settings.batch)))
+    heads = list(islice(follow(vectors, one, 0.02, settings), count + 2))
+    assert count > 1
+    for ours, theirs in zip(heads[count], fitted.parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for before, after in ((heads[0], heads[1]), (heads[count], heads[count + 1])):
+        assert any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_hubble_can_be_followed(hubble: System, case: Case) -> None:
+    assert isinstance(hubble, Stepwise)
+    campaign, task = case.campaigns[0], case.tests[0]
+    states = list(islice(hubble.follow(campaign, RATES, seed=2), 30))
+    labels = task.audience.labels.astype(np.int8)
+    aucs = [auc(labels, state.score(campaign.candidates)) for state in (states[0], states[-1])]
+    assert aucs[1] > max(0.6, aucs[0])
+    assert set(states[0].train.rows) < set(campaign.seeds.rows)
 
 
 def test_the_best_epoch_is_kept_and_patience_ends(vectors: torch.Tensor) -> None:

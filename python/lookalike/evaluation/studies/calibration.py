@@ -9,8 +9,9 @@ among a campaign's labelled candidates, which the table has, is another thing: t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from lookalike.evaluation.protocol import Answers
 from lookalike.evaluation.studies.trained import RUN, Trained
 from lookalike.evaluation.systems.lookalike import Lookalike
 from lookalike.evaluation.systems.registry import OURS
-from lookalike.evaluation.systems.system import SeededCampaign
+from lookalike.evaluation.systems.system import SeededCampaign, Tick
 from lookalike.expander import Expander
 from lookalike.retrieval.estimate import Estimate, share_of
 from lookalike.training.checkpoint import Checkpoint
@@ -51,7 +52,8 @@ def measure(trained: Trained) -> Calibration:
     forecasts = []
     for number, index in enumerate(chosen):
         tick(number, count)
-        found = _forecast(expander, bench.dataset, exam.campaigns[index], exam.answers[index], trained)
+        poll = partial(_poll, tick, number, count)
+        found = _forecast(expander, bench.dataset, exam.campaigns[index], exam.answers[index], poll)
         if found is not None:
             forecasts.append(found)
     tick(count, count)
@@ -73,7 +75,7 @@ def _expander(checkpoint: Checkpoint, trained: Trained) -> Expander:
 
 
 def _forecast(
-    expander: Expander, dataset: Dataset, campaign: SeededCampaign, answers: Answers, trained: Trained
+    expander: Expander, dataset: Dataset, campaign: SeededCampaign, answers: Answers, poll: Callable[[], bool]
 ) -> Forecast | None:
     """None: there are too few seeds to be expanded, or nobody but seeds came later."""
     pool = expander.pool
@@ -84,11 +86,11 @@ def _forecast(
     if len(seeds) < expander.config.adaptation.min_seeds or not len(later) or k < 1:
         return None
     name, features = str(campaign.campaign_id), dataset.campaign_features(campaign.campaign_id)
-    ids, cancelled = pool.user_ids(seeds), trained.bench.watch.cancelled
-    insight = expander.insight(campaign=name, seeds=ids, sizes=(k,), features=features, cancelled=cancelled)
+    ids = pool.user_ids(seeds)
+    insight = expander.insight(campaign=name, seeds=ids, sizes=(k,), features=features, cancelled=poll)
     with tempfile.TemporaryDirectory() as folder:
         audience = expander.expand(
-            campaign=name, seeds=ids, k=k, features=features, output=Path(folder) / "audience", cancelled=cancelled
+            campaign=name, seeds=ids, k=k, features=features, output=Path(folder) / "audience", cancelled=poll
         )
         members = pool.find(audience.members(0, k)["user_id"].combine_chunks())
     found = share_of(int(np.isin(later, members).sum()), len(later))
@@ -101,6 +103,12 @@ def _forecast(
         later=len(later),
         found=_rounded(found),
     )
+
+
+def _poll(tick: Tick, done: int, total: int) -> bool:
+    """For the expander, which would say that an expansion was cancelled, where we know better."""
+    tick(done, total)
+    return False
 
 
 def _rounded(estimate: Estimate) -> Estimate:
