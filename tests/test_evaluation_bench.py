@@ -296,10 +296,12 @@ def test_a_mistake_is_told(
 
 
 def test_the_default_folder_tells_protocols_apart() -> None:
-    from lookalike.cli.bench import _name
+    from lookalike.cli.bench import folder_of
 
-    assert _name(Path("data/ml1m"), limit=None, grouped=None) == "ml1m"
-    assert _name(Path("data/ml1m"), limit=20, grouped="genre") == "ml1m-limit-20-grouped-genre"
+    data = Path("data/ml1m")
+    assert folder_of(data, limit=None, samples=None, grouped=None) == Path(".bench/ml1m")
+    narrow = folder_of(data, limit=20, samples=None, grouped="genre")
+    assert narrow == Path(".bench/ml1m-limit-20-grouped-genre")
 
 
 def test_a_ranking_by_position_is_chance(sample_dataset: Path, output: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from lookalike.evaluation.metrics import auc
 from lookalike.evaluation.systems.edges import Edges, draws
 from lookalike.evaluation.systems.hubble import Hubble, HubbleSettings, balanced
 from lookalike.evaluation.systems.pinterest import Pinterest, PinterestSettings, beside_others
-from lookalike.evaluation.systems.system import History, Ranking, Rates, SeededCampaign, System
+from lookalike.evaluation.systems.system import History, Ranking, Rates, SeededCampaign, Stepwise, System
 from lookalike.evaluation.systems.together import HeadSettings, split
 from lookalike.model.baselines.bags import Bags, PooledFields
 from lookalike.model.baselines.graph import FanOut, LikeGraph, Neighbours, Sight
@@ -390,3 +391,13 @@ def test_hubble_distils_where_it_is_asked_to(case: Case, hubble: System) -> None
     assert np.mean(aucs) > 0.6
     scores = [list(each.customise(case.campaigns[:1], RATES, seed=2, tick=no_tick)) for each in (hubble, distilling)]
     assert not np.allclose(scores[0][0].scores, scores[1][0].scores)
+
+
+def test_hubble_can_be_followed(hubble: System, case: Case) -> None:
+    assert isinstance(hubble, Stepwise)
+    campaign, task = case.campaigns[0], case.tests[0]
+    states = list(islice(hubble.follow(campaign, RATES, seed=2), 30))
+    labels = task.audience.labels.astype(np.int8)
+    aucs = [auc(labels, state.score(campaign.candidates)) for state in (states[0], states[-1])]
+    assert aucs[1] > max(0.6, aucs[0])
+    assert set(states[0].train.rows) < set(campaign.seeds.rows)

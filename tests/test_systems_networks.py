@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from lookalike.errors import Cancelled, FailedPrecondition
 from lookalike.evaluation.metrics import auc
 from lookalike.evaluation.systems.metaheac import metaheac_systems
 from lookalike.evaluation.systems.networks import NetworkSystem, base_rate, network_systems
-from lookalike.evaluation.systems.system import History, Ranking, Rates, SeededCampaign, System
+from lookalike.evaluation.systems.system import History, Mixed, Ranking, Rates, SeededCampaign, Stepwise, System
 from lookalike.model.baselines.mlp import Mlp
 from lookalike.model.baselines.mmoe import Mmoe
 from lookalike.model.baselines.shared_bottom import SharedBottom
@@ -155,6 +156,45 @@ def test_asking_twice_or_for_fewer_gives_the_same_answer(
     for ours, theirs in zip(first[-3:][::-1], rankings(trained[key], few[-3:][::-1]), strict=True):
         np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-2, atol=1e-3)
     assert any((a.scores != b.scores).any() for a, b in zip(first, rankings(trained[key], few, seed=1), strict=True))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_it_can_be_followed(key: str, trained: dict[str, NetworkSystem], later: list[Task]) -> None:
+    """Loss on what it learns from falls; following leaves the system as it was."""
+    system, campaign = trained[key], as_seeded(later[0])
+    before = rankings(system, later[:1])
+    assert isinstance(system, Stepwise)
+    states = list(islice(system.follow(campaign, RATES, seed=0), 25))
+    train = states[0].train
+    losses = [
+        float((np.logaddexp(0, log_odds) - train.labels * log_odds).mean())
+        for log_odds in (state.score(train.rows) for state in (states[0], states[-1]))
+    ]
+    assert losses[1] < losses[0]
+    assert set(train.rows) < set(campaign.seeds.rows)
+    np.testing.assert_array_equal(before[0].scores, rankings(system, later[:1])[0].scores)
+    with pytest.raises(FailedPrecondition, match="pretrain first"):
+        next(make(key).follow(campaign, RATES, seed=0))
+
+
+@pytest.mark.parametrize("key", ["metaheac", "metaheac-no-hc", "metaheac-no-he"])
+def test_the_mixture_is_what_the_scores_are_made_of(
+    key: str, trained: dict[str, NetworkSystem], later: list[Task]
+) -> None:
+    """Eq. 8 by hand, from expertise and weights, is what a new campaign starts from."""
+    system, campaign = trained[key], as_seeded(later[0])
+    assert isinstance(system, Mixed)
+    general, _ = system.trained()
+    assert isinstance(general.network, StackedMetaHeac)
+    mixture = system.mixture(campaign, campaign.candidates)
+    assert mixture.critics.shape == (len(campaign.candidates), system.config.num_critics)
+    np.testing.assert_allclose(mixture.critics.sum(1), 1.0, atol=1e-5)
+    critics = general.network.critics
+    opinions = mixture.expertise @ critics.get_parameter("weight")[0].detach().numpy()
+    opinions = opinions + critics.get_parameter("bias")[0].detach().numpy()
+    p = (mixture.critics / (1 + np.exp(-opinions))).sum(1)
+    start = next(system.follow(campaign, RATES, seed=0)).score(campaign.candidates)
+    np.testing.assert_allclose(np.log(p / (1 - p)), start, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("key", ["mlp-emb-tuned", "mmoe", "metaheac", "metaheac-no-meta"])

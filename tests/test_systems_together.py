@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lookalike.evaluation.metrics import auc
-from lookalike.evaluation.systems.together import Fitted, HeadSettings, Lesson, Teacher, fit_together, split
+from lookalike.evaluation.systems.together import Fitted, HeadSettings, Lesson, Teacher, fit_together, follow, split
 from lookalike.model.baselines.heads import Heads
 from lookalike.training.tasks import Samples
 
@@ -108,3 +109,17 @@ def test_a_teacher_pulls_the_student(vectors: torch.Tensor) -> None:
         (fitted,) = fit_together(vectors, [lesson(4, 300, vectors, teacher)], 0.02, settings, no_tick)
         divergences.append(divergence(fitted))
     assert divergences[0] > 2 * divergences[1] > 2 * divergences[2]
+
+
+def test_what_is_followed_is_what_is_fitted(vectors: torch.Tensor) -> None:
+    """After as many steps as an epoch has, the head that a first epoch leaves; and it goes on after that."""
+    settings = dataclasses.replace(HEADS, max_epochs=1)
+    (fitted,) = fit_together(vectors, [lesson(0, 300, vectors)], 0.02, settings, no_tick)
+    one = lesson(0, 300, vectors)
+    count = len(list(one.train.batches(settings.batch)))
+    heads = list(islice(follow(vectors, one, 0.02, settings), count + 2))
+    assert count > 1
+    for ours, theirs in zip(heads[count], fitted.parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for before, after in ((heads[0], heads[1]), (heads[count], heads[count + 1])):
+        assert any(not torch.equal(*pair) for pair in zip(before, after, strict=True))

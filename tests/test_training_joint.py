@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,35 @@ def test_the_customised_model_computes_what_was_fitted(checkpoint: Checkpoint, p
     judged = judge_all(model, checkpoint.prior, users, campaign)
     expected = log_odds(judged, own.head.shift(judged) + torch.from_numpy(samples.ids @ own.ids))
     torch.testing.assert_close((log_p - log_not_p).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_fit_can_be_looked_at_while_it_goes_on(checkpoint: Checkpoint, pool: Pool, tasks: list[Task]) -> None:
+    """Its steps never fit worse, end with what it returns, and are the same when nobody looks."""
+    assert checkpoint.prior is not None
+    checkpoint.prior.id_variance.data.fill_(0.05)
+    task = tasks[0]
+    model, users = checkpoint.model, pool.take(task.seeds.rows)
+    samples = CampaignSamples(model, checkpoint.prior, users, model.campaigns.batch(task.features), task.seeds.labels)
+    steps: list[OwnWeights] = []
+    own = samples.fit(slice(None), lambda: None, steps.append)
+    unseen = samples.fit(slice(None), lambda: None)
+    assert len(steps) >= 2
+    for end in (steps[-1], unseen):
+        assert torch.equal(end.head.weights, own.head.weights)
+        assert torch.equal(end.head.intercept, own.head.intercept)
+        np.testing.assert_array_equal(end.ids, own.ids)
+    assert not steps[-2].ids.any()
+    assert torch.equal(steps[-2].head.weights, own.head.weights)
+
+    def objective(head: Head) -> float:
+        shift = head.shift(samples.judged)
+        labels = torch.from_numpy(samples.labels).double()
+        fit = cross_entropy(samples.judged.opinions.double(), samples.judged.log_weights.double(), shift, labels)
+        assert checkpoint.prior is not None
+        return float(fit.sum() + 0.5 * (head.weights / checkpoint.prior.deviations()).square().sum())
+
+    values = [objective(step.head) for step in steps[:-1]]
+    assert all(after <= before + 1e-3 for before, after in pairwise(values))
 
 
 def test_held_out_seeds_do_not_train_the_model_that_they_judge(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,13 @@ from lookalike.training.general import CampaignEncoder, EncodedUsers, General, n
 from lookalike.training.joint import JointConfig, train_jointly
 from lookalike.training.row_adam import RowAdam
 from lookalike.training.tasks import Samples, Task, load_tasks
-from lookalike.training.together import Customised, NewCampaign, OnlineConfig, adapt_together
+from lookalike.training.together import (
+    Customised,
+    NewCampaign,
+    OnlineConfig,
+    adapt_together,
+    follow,
+)
 
 CONFIG = ModelConfig(embedding_dim=4, num_experts=2, hidden=(8, 8), gate_hidden=8, wide=False)
 NOBODY = np.zeros(0, np.int64)
@@ -96,6 +103,25 @@ def test_together_is_alone(general: General, pool: Pool, tasks: list[Task]) -> N
         for ours, theirs in zip(own.network.parameters(), alone.network.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
         torch.testing.assert_close(own.broad, alone.broad, rtol=1e-2, atol=1e-4)
+
+
+def test_what_is_followed_is_what_is_adapted(general: General, pool: Pool, tasks: list[Task]) -> None:
+    """After as many steps as an epoch has, the network that a first epoch leaves; and it goes on after that."""
+    (campaign,) = new_campaigns(tasks[-1:])
+    config = dataclasses.replace(ONLINE, max_epochs=1)
+    (own,) = adapted(general, pool, [campaign], config=config)
+    assert own.best_epoch == 1
+    train, networks = follow(general, pool, campaign, lambda rngs, shares: general.network.take([0]), (), config)
+    count = round(len(train) / config.batch_size)
+    followed = list(islice(networks, 2 * count + 1))
+    assert count > 1
+    assert own.samples == len(train) < len(campaign.seeds)
+    assert len(followed) == 2 * count + 1
+    users = pool.take(campaign.seeds.rows)
+    np.testing.assert_array_equal(followed[count].score(general, users), own.score(general, users))
+    beginning = followed[0].score(general, users)
+    assert (beginning != own.score(general, users)).any()
+    assert (followed[-1].score(general, users) != own.score(general, users)).any()
 
 
 def test_it_is_adam_on_the_mean_loss(general: General, pool: Pool, tasks: list[Task]) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lookalike import __version__
-from lookalike.cli import bench, data, exits, expansion, insight, model, pool, remote, serving
+from lookalike.cli import bench, data, exits, expansion, figures, insight, model, pool, remote, serving
 from lookalike.cli.settings import config_app
 
 HELP = """Lookalike finds, for a campaign and its seed users, the K users of a pool who are most like them.
@@ -56,6 +56,7 @@ for command, summary in (
     (serving.serve, "serve expansions over gRPC"),
     (data.simulate, "write a synthetic dataset"),
     (bench.bench, "every system on one dataset: the results table"),
+    (figures.figures, "the figures to that table, and looks inside the systems"),
 ):
     app.command(short_help=summary)(command)
 app.add_typer(data.dataset_app, name="dataset", short_help="get and convert published data sets")

@@ -67,7 +67,7 @@ def bench(
 
     rows = chosen(None if systems is None else [key.strip() for key in systems.split(",") if key.strip()])
     options = {"runs": runs, "limit": limit, "samples": samples, "grouped": grouped}
-    folder = output or ROOT / _name(dataset, limit=limit, samples=samples, grouped=grouped)
+    folder = output or folder_of(dataset, limit=limit, samples=samples, grouped=grouped)
     command = _command(dataset, {"systems": systems, **options, "output": output, "threads": threads})
     if table_only:
         summary = _stored(folder, list(rows), dataset, runs, command)
@@ -113,7 +113,7 @@ def _show(summary: Summary, folder: Path, *, figures: bool) -> None:
 
     written = write_all(summary, folder)
     if figures:
-        from lookalike.evaluation.figures import draw_all
+        from lookalike.evaluation.figures.results import draw_all
         from lookalike.evaluation.results import ResultFolder
 
         keys = [row.key for row in summary.rows]
@@ -124,11 +124,11 @@ def _show(summary: Summary, folder: Path, *, figures: bool) -> None:
         display.say(str(path))
 
 
-def _name(dataset: Path, **options: object) -> str:
-    """Quick looks and other protocols lie beside the whole, not in its way."""
-    return "-".join(
-        [dataset.resolve().name, *(f"{name}-{value}" for name, value in options.items() if value is not None)]
-    )
+def folder_of(dataset: Path, *, limit: int | None, samples: int | None, grouped: str | None) -> Path:
+    """Where results lie if nothing else is said: quick looks and other protocols beside the whole, not in its way."""
+    options = {"limit": limit, "samples": samples, "grouped": grouped}
+    parts = [f"{name}-{value}" for name, value in options.items() if value is not None]
+    return ROOT / "-".join([dataset.resolve().name, *parts])
 
 
 def _command(dataset: Path, options: Mapping[str, object]) -> str:

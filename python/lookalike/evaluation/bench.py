@@ -57,7 +57,7 @@ class Watch:
 
         def beat(done: int, total: int) -> None:
             if self.cancelled():
-                raise Cancelled("the benchmark was stopped; the same command goes on after the last finished run")
+                raise Cancelled("stopped; the same command goes on after what is finished")
             self.report(what, done, total, note)
 
         return beat
@@ -90,31 +90,16 @@ def run_bench(
         FailedPrecondition: `output` holds results that were measured otherwise. DataCorrupted: a file is damaged.
         Cancelled: `watch` asked for it; what is finished is kept.
     """
-    watch = watch or Watch()
-    for name, value in (("runs", runs), ("samples", samples)):
-        if value is not None and value < 1:
-            raise InvalidInput(f"{name} must be 1 or more, not {value}", field=name)
-    dataset = Dataset.open(dataset_path)
-    digest = _dataset_digest(dataset)
-    pool = _pool(dataset, output / f"pool-{digest}", watch)
-    protocol = Protocol(dataset, pool, grouped=grouped, limit=limit)
-    features = dataset.campaigns().drop_columns(["campaign_id", "split"]).to_pydict()
-    identity = Identity(
-        dataset=digest,
-        pool=pool.fingerprint,
-        samples=samples or protocol.budget,
-        limit=limit,
-        grouped=grouped,
-        threshold=protocol.threshold,
-        published=published_as(features),
+    if runs < 1:
+        raise InvalidInput(f"runs must be 1 or more, not {runs}", field="runs")
+    bench = Bench.open(
+        dataset_path, output, samples=samples, limit=limit, grouped=grouped, fresh=fresh, watch=watch or Watch()
     )
-    folder = ResultFolder.begin(output, identity, fresh=fresh)
     if fresh:
-        folder.discard(systems)
-    bench = _Bench(folder, protocol, systems, runs, watch)
+        bench.folder.discard(systems)
     for run in range(runs):
-        bench.measure(run)
-        summary = summary_of(folder, list(systems), name=dataset_path.resolve().name, runs=runs, command=command)
+        bench.measure(run, systems, runs)
+        summary = summary_of(bench.folder, list(systems), name=dataset_path.resolve().name, runs=runs, command=command)
         write_all(summary, output)
     return summary
 
@@ -142,52 +127,83 @@ def summary_of(folder: ResultFolder, systems: Sequence[str], *, name: str, runs:
     )
 
 
-class _Bench:
-    """The loop over runs and systems."""
+@dataclass(frozen=True)
+class Bench:
+    """A folder of results, the protocol they are measured under, and who watches."""
 
-    def __init__(
-        self, folder: ResultFolder, protocol: Protocol, systems: Mapping[str, Factory], runs: int, watch: Watch
-    ) -> None:
-        self._folder = folder
-        self._protocol = protocol
-        self._systems = systems
-        self._runs = runs
-        self._watch = watch
+    dataset: Dataset
+    folder: ResultFolder
+    protocol: Protocol
+    watch: Watch
 
-    def measure(self, run: int) -> None:
-        """Every system of the run that is not finished; the exam is made only if there is one."""
+    @classmethod
+    def open(
+        cls,
+        dataset_path: Path,
+        output: Path,
+        *,
+        samples: int | None = None,
+        limit: int | None = None,
+        grouped: str | None = None,
+        fresh: bool = False,
+        watch: Watch,
+    ) -> Bench:
+        """Begin in a folder, or go on; arguments and errors as of `run_bench`."""
+        if samples is not None and samples < 1:
+            raise InvalidInput(f"samples must be 1 or more, not {samples}", field="samples")
+        dataset = Dataset.open(dataset_path)
+        digest = _dataset_digest(dataset)
+        pool = _pool(dataset, output / f"pool-{digest}", watch)
+        protocol = Protocol(dataset, pool, grouped=grouped, limit=limit)
+        features = dataset.campaigns().drop_columns(["campaign_id", "split"]).to_pydict()
+        identity = Identity(
+            dataset=digest,
+            pool=pool.fingerprint,
+            samples=samples or protocol.budget,
+            limit=limit,
+            grouped=grouped,
+            threshold=protocol.threshold,
+            published=published_as(features),
+        )
+        return cls(dataset, ResultFolder.begin(output, identity, fresh=fresh), protocol, watch)
+
+    def measure(self, run: int, systems: Mapping[str, Factory], runs: int) -> None:
+        """Every system of the run, one of `runs`, that is not finished; the exam is made only if there is one."""
         exam: Exam | None = None
-        for position, (key, make) in enumerate(self._systems.items()):
-            if self._folder.result(key, run) is None:
-                exam = exam or self._protocol.exam(run)
-                tuned = self._folder.rates(key) or self._tuned(key, make)
-                self._folder.put(self._result(key, make, run, tuned, exam))
-            done = run * len(self._systems) + position + 1
-            self._watch.report("runs", done, self._runs * len(self._systems), f"{key}, run {run}")
+        for position, (key, make) in enumerate(systems.items()):
+            if self.folder.result(key, run) is None:
+                exam = exam or self.protocol.exam(run)
+                self.folder.put(self._result(key, make, run, self.tuned(key, make), exam))
+            self.watch.report("runs", run * len(systems) + position + 1, runs * len(systems), f"{key}, run {run}")
 
-    def _tuned(self, key: str, make: Factory) -> Tuned:
-        exam, samples = self._protocol.tuning_exam, self._folder.identity.samples
+    def tuned(self, key: str, make: Factory) -> Tuned:
+        """A system's rates: those kept, or else they are tuned and kept."""
+        kept = self.folder.rates(key)
+        if kept is not None:
+            return kept
+        exam, samples = self.protocol.tuning_exam, self.folder.identity.samples
         rates, trials = tune(make, exam, samples, seed=0, ticks=lambda what, note: self._tick(what, key, note))
-        tuned = Tuned(key, rates, trials, len(exam.campaigns) if trials else 0, self._origin())
-        self._folder.put_rates(tuned)
+        tuned = Tuned(key, rates, trials, len(exam.campaigns) if trials else 0, self.origin())
+        self.folder.put_rates(tuned)
         return tuned
 
     def _result(self, key: str, make: Factory, run: int, tuned: Tuned, exam: Exam) -> RunResult:
         began = time.perf_counter()
         system = make()
         grades = examine(
-            *(system, exam, tuned.rates, self._folder.identity.samples),
+            *(system, exam, tuned.rates, self.folder.identity.samples),
             seed=run,
             ticks=lambda what, note: self._tick(what, key, f"run {run}"),
         )
         seconds = time.perf_counter() - began
-        return RunResult(key, system.title, run, tuned.rates, grades, exam.left_out, seconds, self._origin())
+        return RunResult(key, system.title, run, tuned.rates, grades, exam.left_out, seconds, self.origin())
 
     def _tick(self, what: str, key: str, note: str) -> Tick:
-        return self._watch.tick(what, f"{key}, {note}")
+        return self.watch.tick(what, f"{key}, {note}")
 
-    def _origin(self) -> Origin:
-        return Origin(self._folder.identity.digest, _code_digest(), _machine())
+    def origin(self) -> Origin:
+        """Of what is measured now."""
+        return Origin(self.folder.identity.digest, _code_digest(), _machine())
 
 
 def _pool(dataset: Dataset, path: Path, watch: Watch) -> Pool:

@@ -26,14 +26,14 @@ Stage = Literal["offline", "online"]
 
 _T = TypeVar("_T")
 # JSON has no NaN, and a loss may be one.
-_STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
 @dataclass(frozen=True)
 class CampaignResult:
     """One campaign of one run. `repeated` of its `users` (candidates) are among its own seeds or their negatives."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     campaign_id: CampaignId
     seeds: int
@@ -53,7 +53,7 @@ class CampaignResult:
 class Grades:
     """One system's exam: what it took offline, every campaign, and the AUC over the users of all campaigns."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     offline: Spent
     campaigns: tuple[CampaignResult, ...]
@@ -69,7 +69,7 @@ class Grades:
 class Trial:
     """One rate tried on the tuning campaigns: their mean AUC, or why there is none."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     stage: Stage
     rate: float
@@ -82,7 +82,7 @@ class Trial:
 class Origin:
     """What a file was made from and by: the digest of its `Identity`, of our code, and the machine in words."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     protocol: str
     code: str
@@ -93,7 +93,7 @@ class Origin:
 class Tuned:
     """A system's rates, and how they were found; no trials where there was nothing to tune."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     system: str
     rates: Rates
@@ -106,7 +106,7 @@ class Tuned:
 class RunResult:
     """A finished run of a system. `seconds` is wall-clock time of all of it, scoring included."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     system: str
     title: str
@@ -129,7 +129,7 @@ class Identity:
         published: of which publication's data it is, where figures were published; "" for others.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     dataset: str
     pool: str
@@ -162,7 +162,7 @@ class ResultFolder:
         file = path / "protocol.json"
         if not file.is_file():
             raise NotFound(f"no results in {path}: run the benchmark first, or name its folder", field="output")
-        return cls(path, _read(file, Identity))
+        return cls(path, read(file, Identity))
 
     @classmethod
     def begin(cls, path: Path, identity: Identity, *, fresh: bool) -> ResultFolder:
@@ -172,7 +172,7 @@ class ResultFolder:
             FailedPrecondition: it holds results of another identity. DataCorrupted: it is not what this writes.
         """
         file = path / "protocol.json"
-        before = _read(file, Identity) if file.is_file() else identity
+        before = read(file, Identity) if file.is_file() else identity
         if before != identity and not fresh:
             raise FailedPrecondition(
                 f"{path} holds results that cannot be compared with new ones ({_differences(before, identity)}): "
@@ -183,7 +183,7 @@ class ResultFolder:
             if before != identity:
                 shutil.rmtree(path / part, ignore_errors=True)
             (path / part).mkdir(parents=True, exist_ok=True)
-        write_whole(file, _dump(Identity, identity))
+        write_whole(file, dump(Identity, identity))
         return cls(path, identity)
 
     def rates(self, system: str) -> Tuned | None:
@@ -195,7 +195,7 @@ class ResultFolder:
         file = self._rates_file(system)
         if not file.is_file():
             return None
-        tuned = _read(file, Tuned)
+        tuned = read(file, Tuned)
         self._check(file, tuned.origin, ours=tuned.system == system)
         return tuned
 
@@ -208,17 +208,17 @@ class ResultFolder:
         file = self._result_file(system, run)
         if not file.is_file():
             return None
-        result = _read(file, RunResult)
+        result = read(file, RunResult)
         self._check(file, result.origin, ours=(result.system, result.run) == (system, run))
         return result
 
     def put_rates(self, tuned: Tuned) -> None:
         """Keep a system's rates; replaces those there."""
-        write_whole(self._rates_file(tuned.system), _dump(Tuned, tuned))
+        write_whole(self._rates_file(tuned.system), dump(Tuned, tuned))
 
     def put(self, result: RunResult) -> None:
         """Keep a finished run; replaces the one there."""
-        write_whole(self._result_file(result.system, result.run), _dump(RunResult, result))
+        write_whole(self._result_file(result.system, result.run), dump(RunResult, result))
 
     def finished(self, systems: Sequence[str], runs: int) -> dict[str, list[RunResult]]:
         """The finished ones of the first `runs` runs of each system, by run; systems that have none are left out.
@@ -229,6 +229,12 @@ class ResultFolder:
         found = {key: [self.result(key, run) for run in range(runs)] for key in systems}
         kept = {key: [result for result in results if result is not None] for key, results in found.items()}
         return {key: results for key, results in kept.items() if results}
+
+    @property
+    def runs(self) -> int:
+        """As many as hold every finished one."""
+        numbers = [file.stem.rpartition("-")[2] for file in (self.path / "results").glob("*.json")]
+        return max([0, *(int(number) + 1 for number in numbers if number.isdecimal())])
 
     def discard(self, systems: Collection[str]) -> None:
         """Forget the rates and all runs of these systems."""
@@ -258,11 +264,17 @@ def _differences(before: Identity, now: Identity) -> str:
     return "; ".join(f"{name} was {old}, now is {new}" for name, (old, new) in short.items())
 
 
-def _dump(kind: type[_T], value: _T) -> bytes:
+def dump(kind: type[_T], value: _T) -> bytes:
+    """As JSON."""
     return TypeAdapter(kind).dump_json(value, indent=1)
 
 
-def _read(file: Path, kind: type[_T]) -> _T:
+def read(file: Path, kind: type[_T]) -> _T:
+    """What `dump` wrote.
+
+    Raises:
+        DataCorrupted: it did not.
+    """
     try:
         return TypeAdapter(kind).validate_json(file.read_bytes())
     except ValidationError as error:

@@ -68,14 +68,18 @@ class StackedMetaHeac(Network):
 
     def forward(self, users: Users, campaigns: Campaigns, broad: Tensor) -> Tensor:
         """Log-odds `[C, rows]`; `broad` is the table of the users' broad fields, `[C, ids, k]`."""
-        embedded = self.embeddings(users, campaigns, broad)
-        user_mean = embedded.mean(self.num_fields)
-        mixed = mix(self.experts(embedded), self.expert_gate(user_mean, embedded.campaign).exp())
+        mixed, log_weights = self.see(users, campaigns, broad)
         opinions = self.critics(mixed)  # [C, rows, m]
-        log_weights = self.critic_gate(user_mean, embedded.campaign)
         log_p: Tensor = (log_weights + logsigmoid(opinions)).logsumexp(2)
         log_not_p: Tensor = (log_weights + logsigmoid(-opinions)).logsumexp(2)
         return log_p - log_not_p
+
+    def see(self, users: Users, campaigns: Campaigns, broad: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed expertise (Eq. 6) `[C, rows, h]`, and log-weights of the critics (Eq. 5) `[C, rows, m]`."""
+        embedded = self.embeddings(users, campaigns, broad)
+        user_mean = embedded.mean(self.num_fields)
+        mixed = mix(self.experts(embedded), self.expert_gate(user_mean, embedded.campaign).exp())
+        return mixed, self.critic_gate(user_mean, embedded.campaign)
 
     @staticmethod
     @torch.no_grad()

@@ -117,12 +117,19 @@ class Head:
 
 
 @torch.no_grad()
-def fit_head(judged: Judged, labels: Tensor, deviations: Tensor, poll: Callable[[], None] = lambda: None) -> Head:
+def fit_head(
+    judged: Judged,
+    labels: Tensor,
+    deviations: Tensor,
+    poll: Callable[[], None] = lambda: None,
+    visit: Callable[[Head], None] = lambda _: None,
+) -> Head:
     """The most probable own weights, given seeds and negatives, under normal priors of `deviations` `[h + d]`.
 
     Args:
         labels: `[users]` 0/1.
         poll: called at every step; raise from it to stop.
+        visit: called with what there is after each step of the fit to all users, the last one included.
     """
     design = judged.features.new_ones(len(labels), len(deviations) + 1)  # [users, h + d + 1]
     scaled = torch.mul(judged.features, deviations.to(design), out=design[:, :-1])
@@ -133,9 +140,11 @@ def fit_head(judged: Judged, labels: Tensor, deviations: Tensor, poll: Callable[
     stride = len(labels) // FEW
     if stride > 1:  # most of the way costs little by a part of the users
         theta = posterior.every(stride).climb(theta, poll)
-    theta = posterior.climb(theta, poll)
-    own = theta[:-1].float() * deviations
-    return Head(own, (theta[-1] - theta[:-1] @ mean.double()).float())
+
+    def head(theta: Tensor) -> Head:
+        return Head(theta[:-1].float() * deviations, (theta[-1] - theta[:-1] @ mean.double()).float())
+
+    return head(posterior.climb(theta, poll, lambda theta: visit(head(theta))))
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,9 @@ class _Posterior:
         """Of each `stride`-th user alone."""
         return _Posterior(*(part[::stride] for part in (self.design, self.opinions, self.weights, self.targets)))
 
-    def climb(self, theta: Tensor, poll: Callable[[], None]) -> Tensor:
+    def climb(
+        self, theta: Tensor, poll: Callable[[], None], visit: Callable[[Tensor], None] = lambda _: None
+    ) -> Tensor:
         """From `theta` to the top, by scoring with the step halved where it overshoots."""
         prior, design, targets = self.precision, self.design, self.targets
         value, shift = self._value(theta)
@@ -179,6 +190,7 @@ class _Posterior:
                 break
             gained = value - new_value
             theta, value, shift = candidate, new_value, new_shift
+            visit(theta)
             if gained < TOLERANCE * len(targets):
                 break
         return theta

@@ -63,15 +63,28 @@ class CampaignSamples:
         """`[samples, user ids]`, how often each user has each id."""
         return one_hot(self.model.users.schema, self._users)
 
-    def fit(self, index: Index | slice, poll: Callable[[], None]) -> OwnWeights:
-        """Own weights from the samples at `index`: the head first, then what ids tell beyond it."""
+    def fit(
+        self, index: Index | slice, poll: Callable[[], None], visit: Callable[[OwnWeights], None] | None = None
+    ) -> OwnWeights:
+        """Own weights from the samples at `index`: the head first, then what ids tell beyond it.
+
+        Args:
+            visit: called with what there is after each step of the head's fit, and with the result if ids add to it.
+        """
         poll()
         judged, labels = self.judged.take(index), self.labels[index]
-        head = fit_head(judged, torch.from_numpy(labels), self.prior.deviations(), poll)
+
+        def show(head: Head) -> None:
+            if visit is not None:
+                visit(OwnWeights(head, None))
+
+        head = fit_head(judged, torch.from_numpy(labels), self.prior.deviations(), poll, show)
         variance = float(self.prior.id_variance)
         ids = None
         if variance > 0:
             ids = fit_ridge(self.ids[index], labels, log_odds(judged, head.shift(judged)).numpy(), variance, poll=poll)
+            if visit is not None:
+                visit(OwnWeights(head, ids))
         return OwnWeights(head, ids)
 
     def held_out_auc(self, index: Index, own: OwnWeights | None) -> float:

@@ -64,29 +64,19 @@ class NewCampaign:
 
 
 @dataclass(frozen=True)
-class Customised:
-    """A campaign's own network, and how it came about.
+class OwnNetwork:
+    """A network that belongs to one campaign.
 
     Attributes:
         network: a stack of one.
         features: of the campaign, encoded.
         rows, broad: the rows of the general table of broad fields that are its own, `[u]`, and what they are, `[u, k]`.
-        best_epoch: epochs it was trained for; 0 leaves it as it started.
-        held_out_auc: by which that was chosen.
-        losses: mean training loss by epoch, those after the best included.
-        samples: samples whose gradient was taken.
-        seconds: of its group, by samples.
     """
 
     network: Network
     features: Entries
     rows: Index
     broad: Tensor
-    best_epoch: int
-    held_out_auc: float
-    losses: tuple[float, ...]
-    samples: int
-    seconds: float
 
     @torch.no_grad()
     def score(self, general: General, users: EncodedColumns) -> npt.NDArray[np.float32]:
@@ -97,6 +87,25 @@ class Customised:
             some = Users(*general.users.encode(users.slice(start, min(start + _SCORED_AT_ONCE, users.length))))
             parts.append(self.network(some, Campaigns(self.features), broad)[0].numpy())
         return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Customised(OwnNetwork):
+    """The network a campaign ends with, and how it came about.
+
+    Attributes:
+        best_epoch: epochs it was trained for; 0 leaves it as it started.
+        held_out_auc: by which that was chosen.
+        losses: mean training loss by epoch, those after the best included.
+        samples: samples whose gradient was taken.
+        seconds: of its group, by samples.
+    """
+
+    best_epoch: int
+    held_out_auc: float
+    losses: tuple[float, ...]
+    samples: int
+    seconds: float
 
 
 def adapt_together(
@@ -130,6 +139,29 @@ def adapt_together(
         tick(done, len(campaigns))
         for position, member in zip(positions, members, strict=True):
             yield position, member.result(seconds)
+
+
+def follow(
+    general: General, pool: Pool, campaign: NewCampaign, start: Start, frozen: Sequence[str], config: OnlineConfig
+) -> tuple[Index, Iterator[OwnNetwork]]:
+    """The steps that `adapt_together` takes for one campaign, to look at them; nothing stops them.
+
+    Returns:
+        Which of the campaign's samples it learns from, and its network before the first step and after each.
+
+    Raises:
+        InvalidInput: as `adapt_together`.
+    """
+    group = _Group([_Member(campaign, pool, general, config)], general, start, frozen, config)
+
+    def networks() -> Iterator[OwnNetwork]:
+        yield group.own(0)
+        while True:
+            for batch in group.batches():
+                group.step(batch)
+                yield group.own(0)
+
+    return group.members[0].train, networks()
 
 
 def _num_batches(seeds: Samples, config: OnlineConfig) -> int:
@@ -185,7 +217,7 @@ class _Member:
         self.losses: list[float] = []
         self.samples = 0
         self.best_epoch, self.best_auc = 0, -1.0
-        self.best: tuple[Network, Tensor] | None = None
+        self.best: OwnNetwork | None = None
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Random numbers of its own, so that they do not depend on who else is in the group."""
@@ -201,18 +233,16 @@ class _Member:
 
     def result(self, seconds_a_sample: float) -> Customised:
         assert self.best is not None
-        network, broad = self.best
-        seconds = seconds_a_sample * self.samples
         return Customised(
-            network,
-            self.features,
-            self.rows,
-            broad,
+            self.best.network,
+            self.best.features,
+            self.best.rows,
+            self.best.broad,
             self.best_epoch,
             self.best_auc,
             tuple(self.losses),
             self.samples,
-            seconds,
+            seconds_a_sample * self.samples,
         )
 
 
@@ -257,19 +287,30 @@ class _Group:
         log_odds: Tensor = self.network(users, self.campaigns, self.broad)
         return log_odds
 
-    def epoch(self, poll: Callable[[], None]) -> None:
+    def own(self, position: int) -> OwnNetwork:
+        """A copy of what belongs to a member, as it is now."""
+        member = self.members[position]
+        own_rows = self.broad.detach()[position, : len(member.rows)].clone()
+        return OwnNetwork(self.network.take([position]), member.features, member.rows, own_rows)
+
+    def batches(self) -> list[tuple[Index, ...]]:
         """A pass over each member's training samples in a new order."""
         orders = [m.order.permutation(m.train) + first for m, first in zip(self.members, self.first, strict=True)]
         count = max(1, round(len(orders[0]) / self.config.batch_size))
-        losses = torch.zeros(len(orders))
-        for batch in zip(*[np.array_split(order, count) for order in orders], strict=True):
+        return list(zip(*[np.array_split(order, count) for order in orders], strict=True))
+
+    def epoch(self, poll: Callable[[], None]) -> None:
+        """Learn from one pass."""
+        batches = self.batches()
+        losses = torch.zeros(len(self.members))
+        for batch in batches:
             poll()
-            losses += self._step(batch)
+            losses += self.step(batch)
         for member, loss in zip(self.members, losses.tolist(), strict=True):
-            member.losses.append(loss / count)
+            member.losses.append(loss / len(batches))
             member.samples += len(member.train)
 
-    def _step(self, batch: Sequence[Index]) -> Tensor:
+    def step(self, batch: Sequence[Index]) -> Tensor:
         """One step on a batch of each member; the loss of each, `[C]`."""
         index = _padded(batch)
         # Each member's mean; their sum has for each the gradient it would have alone.
@@ -297,9 +338,7 @@ class _Group:
             finite = bool(np.isfinite(log_odds).all())
             value = auc(member.labels[member.held_out].astype(np.int8), log_odds) if finite else 0.0
             if value > member.best_auc:
-                own_rows = self.broad.detach()[position, : len(member.rows)].clone()
-                member.best_epoch, member.best_auc = epoch, value
-                member.best = (self.network.take([position]), own_rows)
+                member.best_epoch, member.best_auc, member.best = epoch, value, self.own(position)
 
     def keep(self, positions: list[int]) -> None:
         """Go on with these members only."""

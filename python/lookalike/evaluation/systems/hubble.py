@@ -10,18 +10,30 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lookalike.dataset.layout import CampaignId
 from lookalike.errors import InvalidInput
 from lookalike.evaluation.systems.edges import Edges, blocks, draws
-from lookalike.evaluation.systems.system import LEARNING_RATES, History, Ranking, Rates, SeededCampaign, Spent, Tick
-from lookalike.evaluation.systems.together import HeadSettings, Lesson, Teacher, fit_together, split
+from lookalike.evaluation.systems.system import (
+    LEARNING_RATES,
+    History,
+    Ranking,
+    Rates,
+    SeededCampaign,
+    Spent,
+    Tick,
+    Underway,
+)
+from lookalike.evaluation.systems.together import HeadSettings, Lesson, Teacher, fit_together, follow, split
 from lookalike.model.baselines.bags import Bags
 from lookalike.model.baselines.graph import FanOut, LikeGraph, Sight
+from lookalike.model.baselines.heads import log_odds
 from lookalike.model.baselines.hubble import Frozen, GraphModel
 from lookalike.schema import EncodedColumns
 from lookalike.training.tasks import Rows, Samples
@@ -117,6 +129,15 @@ class Hubble:
         for campaign, head in zip(campaigns, fitted, strict=True):
             scores = head.scores(self._vectors[torch.from_numpy(campaign.candidates)])
             yield Ranking(scores.double().numpy(), preparing + head.seconds, head.samples, head.losses)
+
+    def follow(self, campaign: SeededCampaign, rates: Rates, *, seed: int) -> Iterator[Underway]:
+        """See `Stepwise`."""
+        lesson = self.lesson(campaign, seed)
+        for head in follow(self._vectors, lesson, rates.online, self.settings.heads):
+            yield Underway(lesson.train, partial(self._scores, head))
+
+    def _scores(self, head: list[Tensor], rows: Rows) -> npt.NDArray[np.float64]:
+        return log_odds(head, self._vectors[torch.from_numpy(rows)].unsqueeze(0)).squeeze(0).double().numpy()
 
     def _steps(
         self, model: GraphModel, graph: LikeGraph, samples: int, rate: float, generator: torch.Generator

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from lookalike.config import ModelConfig, TrainingConfig
@@ -21,15 +22,17 @@ from lookalike.evaluation.systems.networks import (
     campaign_encoder,
     copies,
 )
-from lookalike.evaluation.systems.system import History, Rates, Tick
+from lookalike.evaluation.systems.system import History, Mixture, Rates, SeededCampaign, Tick
 from lookalike.model.metaheac import MetaHeac
 from lookalike.model.metaheac_stack import StackedMetaHeac
-from lookalike.model.stacked import UserFields
+from lookalike.model.stacked import Campaigns, UserFields, Users
 from lookalike.training.general import General
 from lookalike.training.meta import Trainer
+from lookalike.training.tasks import Rows
 
 # The paper's alpha of 0.001 is on the sum over a support set of 512; ours is on its mean.
 ALPHA = 0.001 * 512
+_SEEN_AT_ONCE = 2048  # users; what lies between the layers stays in the cache
 
 
 class MetaHeacSystem(NetworkSystem):
@@ -60,6 +63,25 @@ class MetaHeacSystem(NetworkSystem):
         tick(samples, samples)
         network, broad = StackedMetaHeac.of(model)
         return General(self.config, network, broad, UserFields(history.pool.schema), campaign_encoder(history)), seen
+
+    @torch.no_grad()
+    def mixture(self, campaign: SeededCampaign, rows: Rows) -> Mixture:
+        """See `Mixed`.
+
+        Raises:
+            FailedPrecondition: `pretrain` has not come first.
+        """
+        general, pool = self.trained()
+        assert isinstance(general.network, StackedMetaHeac)
+        features, broad = Campaigns(general.campaigns.encode([campaign.features])), general.broad.unsqueeze(0)
+        seen = []
+        for start in range(0, len(rows), _SEEN_AT_ONCE):
+            users = Users(*general.users.encode(pool.take(rows[start : start + _SEEN_AT_ONCE])))
+            seen.append(general.network.see(users, features, broad))
+        return Mixture(
+            np.concatenate([mixed[0].numpy() for mixed, _ in seen]),
+            np.concatenate([log_weights[0].exp().numpy() for _, log_weights in seen]),
+        )
 
 
 def meta_config(rates: Rates, seed: int) -> TrainingConfig:

@@ -25,6 +25,7 @@ from lookalike.evaluation.systems.system import (
     SeededCampaign,
     Spent,
     Tick,
+    Underway,
 )
 from lookalike.model.baselines.mlp import Mlp
 from lookalike.model.baselines.mmoe import Mmoe
@@ -34,15 +35,16 @@ from lookalike.pool.snapshot import Pool
 from lookalike.schema import FeatureSchema
 from lookalike.training.general import CampaignEncoder, General, new_table
 from lookalike.training.joint import JointConfig, train_jointly
-from lookalike.training.together import NewCampaign, OnlineConfig, adapt_together
+from lookalike.training.tasks import Rows
+from lookalike.training.together import NewCampaign, OnlineConfig, OwnNetwork, adapt_together, follow
 
 # The published network: k = 16, 64, 64, 1, no linear term; n and m as in the authors' code.
 PUBLISHED = ModelConfig(wide=False, num_experts=8, num_critics=5)
 
 Generators = Sequence[np.random.Generator]
-Shares = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 Build = Callable[[UserFields, FeatureSchema, ModelConfig], Network]
-Begin = Callable[[General, Generators, Shares], Network]
+Begin = Callable[[General, Generators, Floats], Network]
 
 
 @dataclass(frozen=True)
@@ -110,25 +112,58 @@ class NetworkSystem:
         Raises:
             FailedPrecondition: `pretrain` has not come first. InvalidInput: as `adapt_together`.
         """
-        if self._trained is None:
-            raise FailedPrecondition(f"'{self.key}' has no general network yet: call pretrain first")
-        general, pool = self._trained
-        # By id, so that an answer does not depend on which campaigns are asked for together.
-        new = [NewCampaign(c.features, c.seeds, (seed, zlib.crc32(repr(c.campaign_id).encode()))) for c in campaigns]
+        general, pool = self.trained()
         answers: dict[int, Ranking] = {}
         for position, own in adapt_together(
             general,
             pool,
-            new,
+            [_new(campaign, seed) for campaign in campaigns],
             partial(self.recipe.begin, general),
             self.recipe.frozen,
             OnlineConfig(lr=rates.online),
             tick,
         ):
-            scores = own.score(general, pool.take(campaigns[position].candidates)).astype(np.float64)
+            scores = _scores(own, general, pool, campaigns[position].candidates)
             answers[position] = Ranking(scores, own.seconds, own.samples, own.losses)
         for position in range(len(campaigns)):
             yield answers[position]
+
+    def follow(self, campaign: SeededCampaign, rates: Rates, *, seed: int) -> Iterator[Underway]:
+        """See `Stepwise`.
+
+        Raises:
+            FailedPrecondition, InvalidInput: as `customise`.
+        """
+        general, pool = self.trained()
+        train, networks = follow(
+            general,
+            pool,
+            _new(campaign, seed),
+            partial(self.recipe.begin, general),
+            self.recipe.frozen,
+            OnlineConfig(lr=rates.online),
+        )
+        for own in networks:
+            yield Underway(campaign.seeds.take(train), partial(_scores, own, general, pool))
+
+    def trained(self) -> tuple[General, Pool]:
+        """The general network, and the pool of its users.
+
+        Raises:
+            FailedPrecondition: `pretrain` has not come first.
+        """
+        if self._trained is None:
+            raise FailedPrecondition(f"'{self.key}' has no general network yet: call pretrain first")
+        return self._trained
+
+
+def _new(campaign: SeededCampaign, seed: int) -> NewCampaign:
+    # By id, so that an answer does not depend on which campaigns are asked for together.
+    return NewCampaign(campaign.features, campaign.seeds, (seed, zlib.crc32(repr(campaign.campaign_id).encode())))
+
+
+def _scores(own: OwnNetwork, general: General, pool: Pool, rows: Rows) -> Floats:
+    return own.score(general, pool.take(rows)).astype(np.float64)
 
 
 def campaign_encoder(history: History) -> CampaignEncoder:
@@ -143,7 +178,7 @@ def base_rate(history: History) -> float:
 
 
 @torch.no_grad()
-def start_at(network: Network, shares: Shares) -> Network:
+def start_at(network: Network, shares: Floats) -> Network:
     """Let each copy's log-odds start at its share of positives, else first steps go into learning that. Returns it."""
     offset = network.offset
     log_odds = torch.from_numpy(np.log(shares / (1 - shares)).astype(np.float32))
@@ -158,12 +193,12 @@ def give_heads(network: Network, campaigns: int) -> None:
             setattr(network, name, getattr(network, name).take([0] * campaigns))
 
 
-def copies(general: General, rngs: Generators, _shares: Shares) -> Network:
+def copies(general: General, rngs: Generators, _shares: Floats) -> Network:
     """The general network; the heads and gates of a new campaign are the mean of the trained ones."""
     return general.network.averaged().take([0] * len(rngs))
 
 
-def _fresh_mlp(general: General, rngs: Generators, shares: Shares) -> Network:
+def _fresh_mlp(general: General, rngs: Generators, shares: Floats) -> Network:
     """A new MLP of users alone, for a campaign's features are the same for all its users; embeddings are kept."""
     network = Mlp(general.users, general.campaigns.schema, general.config, reads_campaign=False)
     network.experts.draw(rngs)
@@ -172,7 +207,7 @@ def _fresh_mlp(general: General, rngs: Generators, shares: Shares) -> Network:
     return start_at(network, shares)
 
 
-def _fresh_heads(general: General, rngs: Generators, shares: Shares) -> Network:
+def _fresh_heads(general: General, rngs: Generators, shares: Floats) -> Network:
     """The general network with a new head, and a new gate where there are gates."""
     network = copies(general, rngs, shares)
     for name in ("heads", "gates"):

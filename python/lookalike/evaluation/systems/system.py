@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -102,4 +102,51 @@ class System(Protocol):
 
         Leaves the system as `pretrain` did, so that it can be called again with other rates.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Underway:
+    """A campaign's model in the middle of its online stage.
+
+    Attributes:
+        train: what it is fitted to.
+        score: log-odds `[users]` of pool rows `[users]`.
+    """
+
+    train: Samples
+    score: Callable[[Rows], npt.NDArray[np.float64]]
+
+
+@runtime_checkable
+class Stepwise(System, Protocol):
+    """A system whose online stage goes step by step and can be looked at meanwhile."""
+
+    def follow(self, campaign: SeededCampaign, rates: Rates, *, seed: int) -> Iterator[Underway]:
+        """The model of one campaign before the first step and after each: the steps that `customise` takes.
+
+        It does not stop where held-out seeds would have it stop, and only ends where there is nothing left to fit.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What experts, critics and their gates make of users for one campaign.
+
+    Attributes:
+        expertise: `[users, h]`, the experts' representations as the gate mixes them (paper, Eq. 6).
+        critics: `[users, m]`, the weights of the critics (paper, Eq. 5), which sum to 1.
+    """
+
+    expertise: npt.NDArray[np.float32]
+    critics: npt.NDArray[np.float32]
+
+
+@runtime_checkable
+class Mixed(System, Protocol):
+    """A system of experts and critics."""
+
+    def mixture(self, campaign: SeededCampaign, rows: Rows) -> Mixture:
+        """Of the users in these pool rows, by the general model."""
         ...

@@ -108,6 +108,16 @@ def fit_together(
     tick(total, total)
 
 
+def follow(vectors: Tensor, lesson: Lesson, rate: float, settings: HeadSettings) -> Iterator[list[Tensor]]:
+    """The steps that `fit_together` takes for one lesson, to look at them: parameters before the first, after each."""
+    learner = _Learner(lesson, settings)
+    heads = _heads(vectors, [learner], rate)
+    yield heads.of(0)
+    while True:
+        heads.step(_losses(heads, vectors, [learner.next_batch()]))
+        yield heads.of(0)
+
+
 def _shifted(tick: Tick, before: int, total: int, done: int) -> None:
     tick(before + done, total)
 
@@ -174,10 +184,13 @@ class _Learner:
         self.stopped = epochs - self.best_epoch >= self.settings.patience or epochs == self.settings.max_epochs
 
 
-def _fit(vectors: Tensor, learners: list[_Learner], rate: float, tick: Callable[[int], None]) -> None:
-    settings = learners[0].settings
+def _heads(vectors: Tensor, learners: list[_Learner], rate: float) -> Heads:
     generators = [torch.Generator().manual_seed(int(learner.lesson.rng.integers(2**63))) for learner in learners]
-    heads = Heads(vectors.shape[1], settings.hidden, generators, rate)
+    return Heads(vectors.shape[1], learners[0].settings.hidden, generators, rate)
+
+
+def _fit(vectors: Tensor, learners: list[_Learner], rate: float, tick: Callable[[int], None]) -> None:
+    heads = _heads(vectors, learners, rate)
     for number, learner in enumerate(learners):
         learner.best = heads.of(number)
     beside = learners  # whose heads are computed

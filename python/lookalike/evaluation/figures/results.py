@@ -1,18 +1,15 @@
-"""Figures from stored results: AUC against seeds, losses of adaptation, AUC of the two groups. PNG and SVG.
+"""Figures from stored results: AUC against seeds, losses of adaptation, AUC of the two groups.
 
-Knows results and matplotlib (the extra `evaluation`). Same results, same bytes.
+Knows results. Same results, same bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from io import BytesIO
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -20,45 +17,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from lookalike.evaluation.comparison import mean_interval
+from lookalike.evaluation.figures.style import COLOURS, DASHES, OURS, save, styled
 from lookalike.evaluation.results import RunResult
 from lookalike.evaluation.summary import Row, Summary
-from lookalike.files import write_whole
 
 Floats = npt.NDArray[np.float64]
 Results = Mapping[str, Sequence[RunResult]]
 
-# Okabe and Ito's, told apart by people who are colour-blind; black is kept for ours. Dashes tell them apart in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
-_OURS = "black"
 _BINS = 6
-_STYLE: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 8,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "svg.hashsalt": "lookalike",  # ids in the file are random without it
-}
 
 
-def draw_all(results: Results, summary: Summary, folder: Path) -> list[Path]:
-    """Every figure that the results have data for, as PNG and SVG; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+def draw_all(results: Results, summary: Summary, folder: Path, only: Collection[str] | None = None) -> list[Path]:
+    """Every figure, or those named, that the results have data for; returns the paths."""
     written: list[Path] = []
-    with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the user's own style is
-        mpl.rcParams.update(_STYLE)
-        figures = {
-            "auc_by_seeds": auc_by_seeds(results, summary),
-            "auc_by_group": auc_by_group(summary),
-            "adaptation_loss": adaptation_loss(results, summary),
-        }
-        for name, figure in figures.items():
+    with styled():
+        for name, draw in _FIGURES.items():
+            figure = draw(results, summary) if only is None or name in only else None
             if figure is not None:
-                written += [_write(figure, folder / f"{name}.{kind}") for kind in ("png", "svg")]
+                written += save(figure, folder, name)
     return written
 
 
@@ -73,10 +49,10 @@ def auc_by_seeds(results: Results, summary: Summary) -> Figure:
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
     for panel, row in zip(panels, shown, strict=False):
-        _curve(panel, results[row.key], edges, _COLOURS[0], "-", "as named above")
+        _curve(panel, results[row.key], edges, COLOURS[0], "-", "as named above")
         if summary.ours in results and row.key != summary.ours:
             ours = next(other.title for other in summary.rows if other.key == summary.ours)
-            _curve(panel, results[summary.ours], edges, _OURS, "--", ours)
+            _curve(panel, results[summary.ours], edges, OURS, "--", ours)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -88,13 +64,13 @@ def auc_by_seeds(results: Results, summary: Summary) -> Figure:
     return figure
 
 
-def auc_by_group(summary: Summary) -> Figure:
+def auc_by_group(_results: Results, summary: Summary) -> Figure:
     """Bars of AUC from 0.5, which is chance: campaigns of at most T seeds, and of more. Whiskers: one sd of runs."""
     threshold = summary.identity.threshold
     figure = Figure(figsize=(5.2, 0.34 * len(summary.rows) + 1.1), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(summary.rows))[::-1]
-    groups = (("few", 0.19, _COLOURS[0], "", f"at most {threshold:,} seeds"), ("many", -0.19, "white", "///", "more"))
+    groups = (("few", 0.19, COLOURS[0], "", f"at most {threshold:,} seeds"), ("many", -0.19, "white", "///", "more"))
     for group, shift, colour, hatch, label in groups:
         spreads = [row.metrics["few" if group == "few" else "many"]["auc"] for row in summary.rows]
         axes.barh(
@@ -104,7 +80,7 @@ def auc_by_group(summary: Summary) -> Figure:
             left=0.5,
             xerr=[(spread.deviation or 0.0) if spread else 0.0 for spread in spreads],
             color=colour,
-            edgecolor=_COLOURS[0],
+            edgecolor=COLOURS[0],
             hatch=hatch,
             label=label,
             error_kw={"elinewidth": 0.8},
@@ -138,8 +114,8 @@ def adaptation_loss(results: Results, summary: Summary) -> Figure | None:
 
 def _looks(summary: Summary, rows: Sequence[Row]) -> list[tuple[str, object]]:
     """A colour and dashes for each row, no two alike; ours is black and solid."""
-    others = cycle((colour, dashes) for dashes in _DASHES for colour in _COLOURS)
-    return [(_OURS, "-") if row.key == summary.ours else next(others) for row in rows]
+    others = cycle((colour, dashes) for dashes in DASHES for colour in COLOURS)
+    return [(OURS, "-") if row.key == summary.ours else next(others) for row in rows]
 
 
 def _edges(results: Results) -> Floats:
@@ -176,11 +152,9 @@ def _mean_curve(losses: Sequence[tuple[float, ...]]) -> Floats:
     return mean
 
 
-def _write(figure: Figure, path: Path) -> Path:
-    """No date and no version of the library in the file: same figure, same bytes."""
-    content = BytesIO()
-    kind = path.suffix.removeprefix(".")
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(content, format=kind, dpi=200, metadata=metadata)
-    write_whole(path, content.getvalue())
-    return path
+_FIGURES: dict[str, Callable[[Results, Summary], Figure | None]] = {
+    "auc_by_seeds": auc_by_seeds,
+    "auc_by_group": auc_by_group,
+    "adaptation_loss": adaptation_loss,
+}
+NAMES = tuple(_FIGURES)
