@@ -23,15 +23,19 @@ def test_of_a_list_the_first_value_and_nothing_where_there_is_none() -> None:
 
 
 def test_without_a_field_the_first_that_makes_categories() -> None:
-    many = MOST_VALUES + 1
-    table = campaigns(
-        name=[f"n{i}" for i in range(many)],
-        alone=["x"] * many,
-        kind=[f"k{i % 3}" for i in range(many)],
-        other=["y"] * many,
-    )
-    assert categories(table, None, [4]) == Categories("kind", ("k1",))
-    assert categories(table, "name", [4]) == Categories("name", ("n4",))
+    many = MOST_VALUES + 2
+    columns: dict[str, list[object]] = {
+        "name": [f"n{i}" for i in range(many)],
+        "alone": ["x"] * many,
+        "mostly": ["x" if i <= many // 2 else "y" for i in range(many)],
+        "kind": [f"k{i % 3}" for i in range(many)],
+        "other": [f"o{i % 3}" for i in range(many)],
+    }
+    assert categories(campaigns(**columns), None, [4]) == Categories("kind", ("k1",))
+    for field in ("name", "alone", "mostly"):
+        assert categories(campaigns(**columns), field, [0]) == Categories(field, (str(columns[field][0]),))
+    tagged = campaigns(**columns, tags=[[f"t{i % 5}", "t0"] for i in range(many)])
+    assert categories(tagged, None, [4]) == Categories("tags", ("t4",))
 
 
 def test_what_makes_no_categories_is_named_with_what_there_is() -> None:
@@ -39,7 +43,7 @@ def test_what_makes_no_categories_is_named_with_what_there_is() -> None:
     with pytest.raises(InvalidInput, match="no field 'genre'; they have kind, brand") as raised:
         categories(table, "genre", [])
     assert raised.value.field == "category"
-    with pytest.raises(InvalidInput, match="no field of the campaigns has 2 to"):
+    with pytest.raises(InvalidInput, match="no field of the campaigns makes categories by itself; name one of brand"):
         categories(campaigns(brand=["c", "c"]), None, [])
 
 

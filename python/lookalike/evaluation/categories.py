@@ -41,7 +41,10 @@ class Categories:
 
 
 def categories(campaigns: pa.Table, field: str | None, wanted: Sequence[CampaignId]) -> Categories:
-    """Categories of the campaigns `wanted`; without a field, of the first that has 2 to `MOST_VALUES` values.
+    """Categories of the campaigns `wanted`.
+
+    Without a field, of the first that has 2 to `MOST_VALUES` values, none of them that of more than half of the
+    campaigns; of a list if there is one, for tags and genres are lists.
 
     Raises:
         InvalidInput: campaigns have no such field, or none that makes categories.
@@ -51,15 +54,23 @@ def categories(campaigns: pa.Table, field: str | None, wanted: Sequence[Campaign
         raise InvalidInput(f"campaigns have no field '{field}'; they have {', '.join(fields)}", field="category")
     names = fields if field is None else [field]
     values = {name: [_first(value) for value in campaigns[name].to_pylist()] for name in names}
-    fitting = [name for name in names if 2 <= len({*values[name]} - {""}) <= MOST_VALUES]
+    fitting = sorted(filter(lambda name: _fits(values[name]), names), key=lambda name: not _is_list(campaigns, name))
     if field is None and not fitting:
         raise InvalidInput(
-            f"no field of the campaigns has 2 to {MOST_VALUES} values; name one of {', '.join(fields)}",
-            field="category",
+            f"no field of the campaigns makes categories by itself; name one of {', '.join(fields)}", field="category"
         )
     chosen = field or fitting[0]
     of = dict(zip(campaigns["campaign_id"].to_pylist(), values[chosen], strict=True))
     return Categories(chosen, tuple(of[campaign] for campaign in wanted))
+
+
+def _fits(values: list[str]) -> bool:
+    counts = Counter(value for value in values if value)
+    return 2 <= len(counts) <= MOST_VALUES and max(counts.values()) <= len(values) / 2
+
+
+def _is_list(campaigns: pa.Table, name: str) -> bool:
+    return bool(pa.types.is_nested(campaigns[name].type))
 
 
 def _first(value: object) -> str:
