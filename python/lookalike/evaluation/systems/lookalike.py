@@ -91,7 +91,8 @@ class Lookalike:
     def follow(self, campaign: SeededCampaign, rates: Rates, *, seed: int) -> Iterator[Underway]:
         """See `Stepwise`: own weights are fitted in one go, so the steps are Newton's, each over all samples.
 
-        The last one is what single ids add. Where held-out seeds are better off without own weights, there is no step.
+        Of many samples, the first step begins where a part of them has led. The last one is what single ids add, if
+        they do. Where held-out seeds are better off without own weights, there is no step.
 
         Raises:
             FailedPrecondition: as `adapt.customise`; or the configuration adapts by gradient steps.
