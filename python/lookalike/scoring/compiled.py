@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,10 @@ LEAST_BATCH = 256
 # Outputs of a matrix are padded to multiples of this. Other widths go through kernels that sum in another order for
 # the last few users of a batch: here a user's score depends on the user alone, not on the place in the batch.
 COLUMNS = 16
+
+
+# Scripting parses source code, and Python 3.11 loses count of its depth when two threads do so at once.
+_SCRIPTING = threading.Lock()
 
 
 class CompiledMetaHeac(nn.Module):
@@ -151,7 +156,7 @@ def compile_model(model: MetaHeac, campaign: EncodedColumns, output: Path, prove
 
     Not frozen: freezing is the loader's, for the device it loads to, and the same model gives the same bytes.
     """
-    with quiet():
+    with quiet(), _SCRIPTING:
         script = torch.jit.script(CompiledMetaHeac(model, campaign).eval())
         facts = {**provenance, "format_version": FORMAT_VERSION, "user_schema": model.users.schema.to_json()}
         torch.jit.save(script, output, {PROVENANCE_NAME: json.dumps(facts, ensure_ascii=False)})

@@ -7,7 +7,8 @@ sample. Knows `model`, tasks and pools; knows nothing of checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,13 +138,14 @@ class MultitaskTrainer:
         campaigns = self.model.campaigns.with_unknown(self.campaigns, self.settings.campaign_id_dropout, rng)
         rows = users.occurring()
         leaves = [table.detach().index_select(0, rows).requires_grad_() for table in self.tables]
-        loss = self._loss(users.relative_to(rows), campaigns, which, campaign, labels, *leaves)
-        penalty = self.config.l2 * torch.stack([leaf.square().sum() for leaf in leaves]).sum()
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = self.config.lr * max(1 - done, MIN_RATE)
             optimizer.zero_grad()
-        torch.autograd.backward(loss + penalty)
+        with _deterministic():
+            loss = self._loss(users.relative_to(rows), campaigns, which, campaign, labels, *leaves)
+            penalty = self.config.l2 * torch.stack([leaf.square().sum() for leaf in leaves]).sum()
+            torch.autograd.backward(loss + penalty)
         self.optimizers["dense"].step()
         for table, leaf in zip(self.tables, leaves, strict=True):
             self.rows.update(table, rows, leaf)
@@ -225,6 +227,21 @@ class MultitaskTrainer:
         with torch.no_grad():
             self.prior.shift_std.copy_(self.own.shift.square().mean().sqrt())
             self.prior.coefficient_std.copy_(self.own.coefficients.square().mean().sqrt())
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Sums of gathered rows in a fixed order, however many threads add them up: a resumed run must end in the same."""
+    before = torch.are_deterministic_algorithms_enabled()
+    settings: Any = torch.utils.deterministic  # its attributes are made at run time
+    fill = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = False  # costs a pass over every new tensor
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        settings.fill_uninitialized_memory = fill
 
 
 def _judgeable(tasks: Sequence[Task]) -> list[Task]:
