@@ -17,6 +17,7 @@ from lookalike.dataset.layout import USERS, Dataset
 from lookalike.dataset.synthetic import simulate
 from lookalike.pool.ingest import ingest
 from lookalike.pool.snapshot import Pool
+from lookalike.training.tasks import Task, load_tasks
 
 if TYPE_CHECKING:
     from lookalike.expander import Expander
@@ -64,6 +65,24 @@ def sample_pool(sample_dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
     path = tmp_path_factory.mktemp("sample") / "pool"
     ingest(sample_dataset / "users.parquet", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def dataset(sample_dataset: Path) -> Dataset:
+    """`sample_dataset`, open."""
+    return Dataset.open(sample_dataset)
+
+
+@pytest.fixture(scope="session")
+def pool(sample_pool: Path) -> Pool:
+    """`sample_pool`, open."""
+    return Pool.open(sample_pool)
+
+
+@pytest.fixture(scope="session")
+def tasks(dataset: Dataset, pool: Pool) -> list[Task]:
+    """The training campaigns of `dataset`."""
+    return load_tasks(dataset, pool, dataset.campaign_schema(), "train")
 
 
 SMALL_MODEL = ModelConfig(embedding_dim=4, num_experts=2, num_critics=2, hidden=(8, 8), gate_hidden=8)

@@ -25,16 +25,6 @@ RUNS = range(6)
 
 
 @pytest.fixture(scope="module")
-def dataset(sample_dataset: Path) -> Dataset:
-    return Dataset.open(sample_dataset)
-
-
-@pytest.fixture(scope="module")
-def pool(sample_pool: Path) -> Pool:
-    return Pool.open(sample_pool)
-
-
-@pytest.fixture(scope="module")
 def protocol(dataset: Dataset, pool: Pool) -> Protocol:
     return Protocol(dataset, pool)
 

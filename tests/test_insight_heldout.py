@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +38,6 @@ class ByCity:
 
     def score_into(self, top: _core.TopK, users: EncodedColumns, first_row: int) -> None:
         raise NotImplementedError
-
-
-@pytest.fixture(scope="module")
-def pool(sample_pool: Path) -> Pool:
-    return Pool.open(sample_pool)
 
 
 def ranked(pool: Pool, folds: Sequence[Fold], general: ByCity, rows: Rows) -> Ranks:

@@ -32,11 +32,6 @@ ROWS = 40
 
 
 @pytest.fixture(scope="module")
-def pool(sample_pool: Path) -> Pool:
-    return Pool.open(sample_pool)
-
-
-@pytest.fixture(scope="module")
 def campaigns(sample_dataset: Path) -> FeatureSchema:
     return Dataset.open(sample_dataset).campaign_schema()
 

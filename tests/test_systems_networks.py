@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,11 +42,6 @@ SCRATCH = "mlp"
 
 def nothing(done: int, total: int) -> None:
     pass
-
-
-@pytest.fixture(scope="module")
-def pool(sample_pool: Path) -> Pool:
-    return Pool.open(sample_pool)
 
 
 SCHEMA = FeatureSchema((Field("taste", FieldKind.CATEGORICAL, values=tuple("abc")),))

@@ -21,26 +21,11 @@ from lookalike.pool.snapshot import Pool
 from lookalike.training import pretraining
 from lookalike.training.adapt import adapt
 from lookalike.training.checkpoint import TrainingState, fingerprint, load_checkpoint
+from lookalike.training.joint import MIN_RATE
 from lookalike.training.meta import Trainer
-from lookalike.training.multitask import MIN_RATE
 from lookalike.training.pretraining import TrainingProgress, go, new_run, train
 from lookalike.training.ridge import fit_ridge
-from lookalike.training.tasks import Samples, Task, hold_out, load_tasks, sampling_weights
-
-
-@pytest.fixture(scope="module")
-def dataset(sample_dataset: Path) -> Dataset:
-    return Dataset.open(sample_dataset)
-
-
-@pytest.fixture(scope="module")
-def pool(sample_pool: Path) -> Pool:
-    return Pool.open(sample_pool)
-
-
-@pytest.fixture(scope="module")
-def tasks(dataset: Dataset, pool: Pool) -> list[Task]:
-    return load_tasks(dataset, pool, dataset.campaign_schema(), "train")
+from lookalike.training.tasks import Samples, Task, hold_out, sampling_weights
 
 
 def plain_step(trainer: Trainer, number: int) -> dict[str, torch.Tensor]:

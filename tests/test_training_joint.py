@@ -22,25 +22,10 @@ from lookalike.training.adapt import customise
 from lookalike.training.campaign_head import Head, Judged, cross_entropy, fit_head, log_odds
 from lookalike.training.checkpoint import Checkpoint, load_checkpoint
 from lookalike.training.head_fit import CampaignSamples, OwnWeights, judge_all, with_own_weights
-from lookalike.training.multitask import MOST_EXAMS, Knowledge, MultitaskTrainer, _judgeable, _some
+from lookalike.training.joint import MOST_EXAMS, JointTrainer, Knowledge, _judgeable, _some
 from lookalike.training.pretraining import new_run
 from lookalike.training.ridge import fit_ridge
 from lookalike.training.tasks import Samples, Task, load_tasks
-
-
-@pytest.fixture(scope="module")
-def dataset(sample_dataset: Path) -> Dataset:
-    return Dataset.open(sample_dataset)
-
-
-@pytest.fixture(scope="module")
-def pool(sample_pool: Path) -> Pool:
-    return Pool.open(sample_pool)
-
-
-@pytest.fixture(scope="module")
-def tasks(dataset: Dataset, pool: Pool) -> list[Task]:
-    return load_tasks(dataset, pool, dataset.campaign_schema(), "train")
 
 
 @pytest.fixture
@@ -49,11 +34,11 @@ def checkpoint(sample_checkpoint: Path) -> Checkpoint:
 
 
 @pytest.fixture
-def trainer(dataset: Dataset, pool: Pool, tasks: list[Task], small_config: Config) -> MultitaskTrainer:
+def trainer(dataset: Dataset, pool: Pool, tasks: list[Task], small_config: Config) -> JointTrainer:
     settings = dataclasses.replace(small_config.training, campaign_id_dropout=0.0, user_id_dropout=0.0)
     config = dataclasses.replace(small_config, training=settings)
     made = new_run(pool, dataset.campaign_schema(), tasks, config).trainer
-    assert isinstance(made, MultitaskTrainer)
+    assert isinstance(made, JointTrainer)
     return made
 
 
@@ -72,12 +57,12 @@ def test_knowledge_has_every_sample_once_under_its_user(tasks: list[Task]) -> No
     assert [len(part) for part in knowledge.take(index[:0])] == [0, 0, 0]
 
 
-def test_an_epoch_sees_every_sample_once(trainer: MultitaskTrainer, tasks: list[Task]) -> None:
+def test_an_epoch_sees_every_sample_once(trainer: JointTrainer, tasks: list[Task]) -> None:
     seen = sum(trainer.step(number, 0.0)[2] for number in range(trainer.steps_per_epoch))
     assert seen == sum(len(task.samples) for task in tasks)
 
 
-def test_the_loss_is_that_of_each_campaigns_customised_model(trainer: MultitaskTrainer, tasks: list[Task]) -> None:
+def test_the_loss_is_that_of_each_campaigns_customised_model(trainer: JointTrainer, tasks: list[Task]) -> None:
     """A campaign's own weights put into critics and linear term, and users scored one campaign at a time."""
     torch.manual_seed(1)
     for tensor in (trainer.own.shift, trainer.own.coefficients, trainer.own.intercept, trainer.prior.basis):
@@ -108,7 +93,7 @@ def test_the_loss_is_that_of_each_campaigns_customised_model(trainer: MultitaskT
     assert loss.item() * len(labels) == pytest.approx(total, rel=1e-4)
 
 
-def test_every_parameter_is_trained(trainer: MultitaskTrainer) -> None:
+def test_every_parameter_is_trained(trainer: JointTrainer) -> None:
     before = {
         n: p.detach().clone() for m in (trainer.model, trainer.prior, trainer.own) for n, p in m.named_parameters()
     }
@@ -314,7 +299,7 @@ def test_ids_are_summed_whatever_kinds_of_fields_there_are(single: int, multi: i
     torch.testing.assert_close(summed, torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_a_huge_audience_is_judged_by_both_labels(trainer: MultitaskTrainer, pool: Pool, tasks: list[Task]) -> None:
+def test_a_huge_audience_is_judged_by_both_labels(trainer: JointTrainer, pool: Pool, tasks: list[Task]) -> None:
     """However rare the interested are: a random few of such an audience would hold none."""
     rows = np.resize(np.arange(pool.num_users), 50_000)
     labels = np.zeros(len(rows), np.float32)
@@ -335,7 +320,7 @@ def test_of_many_held_out_campaigns_some_are_asked(tasks: list[Task]) -> None:
     assert _judgeable(many[:MOST_EXAMS]) == many[:MOST_EXAMS]
 
 
-def test_choosing_the_prior_stops_when_asked(trainer: MultitaskTrainer, tasks: list[Task]) -> None:
+def test_choosing_the_prior_stops_when_asked(trainer: JointTrainer, tasks: list[Task]) -> None:
     def stop() -> None:
         raise Cancelled("stop")
 
@@ -349,7 +334,7 @@ def test_the_prior_is_a_gradient_towards_zero(
     """Of own weights and of the rows that a step touches, and of nothing else: here it outweighs all labels."""
     config = dataclasses.replace(small_config, joint=JointConfig(l2=100.0, batch_samples=1000))
     trainer = new_run(pool, dataset.campaign_schema(), tasks, config).trainer
-    assert isinstance(trainer, MultitaskTrainer)
+    assert isinstance(trainer, JointTrainer)
     tables = {"basis": trainer.prior.basis, "embedding": trainer.model.user_embedding}
     before = {name: table.detach().clone() for name, table in tables.items()}
     shift, network = trainer.own.shift.detach().clone(), trainer.model.critics.weight.detach().clone()

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,9 @@ from lookalike.model.baselines.mmoe import Mmoe
 from lookalike.model.stacked import Campaigns, Network, UserFields, Users
 from lookalike.pool.snapshot import Pool
 from lookalike.training.general import CampaignEncoder, EncodedUsers, General, new_table
-from lookalike.training.joint import JointConfig, train_jointly
+from lookalike.training.mixed import MixedConfig, train_mixed
 from lookalike.training.row_adam import RowAdam
-from lookalike.training.tasks import Samples, Task, load_tasks
+from lookalike.training.tasks import Samples, Task
 from lookalike.training.together import (
     Customised,
     NewCampaign,
@@ -36,21 +35,6 @@ from lookalike.training.together import (
 CONFIG = ModelConfig(embedding_dim=4, num_experts=2, hidden=(8, 8), gate_hidden=8, wide=False)
 NOBODY = np.zeros(0, np.int64)
 ONLINE = OnlineConfig(lr=0.01, batch_size=64, max_epochs=4)
-
-
-@pytest.fixture(scope="module")
-def dataset(sample_dataset: Path) -> Dataset:
-    return Dataset.open(sample_dataset)
-
-
-@pytest.fixture(scope="module")
-def pool(sample_pool: Path) -> Pool:
-    return Pool.open(sample_pool)
-
-
-@pytest.fixture(scope="module")
-def tasks(dataset: Dataset, pool: Pool) -> list[Task]:
-    return load_tasks(dataset, pool, dataset.campaign_schema(), "train")
 
 
 def general_mlp(dataset: Dataset, pool: Pool, tasks: Sequence[Task]) -> General:
@@ -65,8 +49,8 @@ def general_mlp(dataset: Dataset, pool: Pool, tasks: Sequence[Task]) -> General:
 def general(dataset: Dataset, pool: Pool, tasks: list[Task]) -> General:
     """Trained on all campaigns but the last four."""
     general = general_mlp(dataset, pool, tasks[:-4])
-    config = JointConfig(lr=0.01, samples=30_000, campaign_id_dropout=0.2, user_id_dropout=0.01)
-    train_jointly(general, pool, tasks[:-4], config, np.random.default_rng(0), lambda done, total: None)
+    config = MixedConfig(lr=0.01, samples=30_000, campaign_id_dropout=0.2, user_id_dropout=0.01)
+    train_mixed(general, pool, tasks[:-4], config, np.random.default_rng(0), lambda done, total: None)
     return general
 
 
@@ -268,8 +252,8 @@ def test_pre_training_lowers_the_loss_and_can_be_repeated(dataset: Dataset, pool
     losses, tables, ticks = [], [], Ticks()
     for _ in range(2):
         general = general_mlp(dataset, pool, tasks)
-        config = JointConfig(lr=0.01, samples=20_100, campaign_id_dropout=0.2, user_id_dropout=0.01)
-        losses.append(train_jointly(general, pool, tasks, config, np.random.default_rng(1), ticks))
+        config = MixedConfig(lr=0.01, samples=20_100, campaign_id_dropout=0.2, user_id_dropout=0.01)
+        losses.append(train_mixed(general, pool, tasks, config, np.random.default_rng(1), ticks))
         tables.append(general.broad)
     assert ticks.seen[: len(ticks.seen) // 2] == [(done, 20_100) for done in [*range(0, 20_100, 512), 20_100]]
     assert losses[0] == losses[1]
@@ -280,16 +264,16 @@ def test_pre_training_lowers_the_loss_and_can_be_repeated(dataset: Dataset, pool
 def test_pre_training_trains_every_unknown_id(dataset: Dataset, pool: Pool, tasks: list[Task]) -> None:
     general = general_mlp(dataset, pool, tasks)
     before = general.network.embeddings.campaign.detach().clone()
-    config = JointConfig(lr=0.01, samples=5_000, campaign_id_dropout=0.2, user_id_dropout=0.01)
-    train_jointly(general, pool, tasks, config, np.random.default_rng(1), lambda done, total: None)
+    config = MixedConfig(lr=0.01, samples=5_000, campaign_id_dropout=0.2, user_id_dropout=0.01)
+    train_mixed(general, pool, tasks, config, np.random.default_rng(1), lambda done, total: None)
     moved = (general.network.embeddings.campaign != before)[0].all(1).numpy()
     assert moved[np.unique(general.campaigns.unknown_of)].all()
 
 
 def test_pre_training_says_when_it_diverges(dataset: Dataset, pool: Pool, tasks: list[Task]) -> None:
-    config = JointConfig(lr=1e30, samples=5_000, campaign_id_dropout=0.2, user_id_dropout=0.01)
+    config = MixedConfig(lr=1e30, samples=5_000, campaign_id_dropout=0.2, user_id_dropout=0.01)
     with pytest.raises(InvalidInput, match="lower it"):
-        train_jointly(
+        train_mixed(
             general_mlp(dataset, pool, tasks), pool, tasks, config, np.random.default_rng(1), lambda done, total: None
         )
 
@@ -300,12 +284,12 @@ def test_heads_of_campaigns_learn_from_their_own_samples(dataset: Dataset, pool:
     network.heads, network.gates = network.heads.take([0] * len(tasks)), network.gates.take([0] * len(tasks))
     encoder = CampaignEncoder(dataset.campaign_schema(), [task.features for task in tasks])
     general = General(CONFIG, network, new_table(users, CONFIG.embedding_dim, 0.3, rng), users, encoder)
-    config = JointConfig(lr=0.01, samples=2_000, campaign_id_dropout=0, user_id_dropout=0)
+    config = MixedConfig(lr=0.01, samples=2_000, campaign_id_dropout=0, user_id_dropout=0)
     before = copy.deepcopy(network)
     seeds = tasks[1].seeds
     turned = dataclasses.replace(tasks[1], seeds=Samples(seeds.rows, 1 - seeds.labels), audience=seeds.take(NOBODY))
     changed = [tasks[0], turned, *tasks[2:]]
-    train_jointly(general, pool, changed, config, np.random.default_rng(1), lambda done, total: None)
+    train_mixed(general, pool, changed, config, np.random.default_rng(1), lambda done, total: None)
     bias = general.network.get_parameter("heads.bias") - before.heads.bias
     assert bias[1] > 0  # nearly all of whose samples are positive now
     assert (bias[[0, *range(2, len(tasks))]] < 0).all()

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.errors import SchemaError
+from lookalike.stretches import places
 
 MISSING_ID = 0
 UNKNOWN_ID = 1
@@ -206,7 +207,7 @@ class EncodedColumns:
             lengths = self.offsets[name][np.asarray(rows) + 1] - starts
             out = np.zeros(len(rows) + 1, np.int64)
             np.cumsum(lengths, out=out[1:])
-            ids[name] = column[np.repeat(starts - out[:-1], lengths) + np.arange(out[-1])]
+            ids[name] = column[places(starts, lengths)]
             offsets[name] = out
         return EncodedColumns(len(rows), ids, offsets)
 

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lookalike.stretches import places
+
 Rows = npt.NDArray[np.int64]
 
 
@@ -27,7 +29,7 @@ def spoken(users: Rows, items: Rows, column: pa.Array) -> tuple[Rows, Rows, pa.A
         values = pc.dictionary_encode(pc.drop_null(column))
     starts = np.cumsum(lengths) - lengths
     count = lengths[items]
-    member = np.repeat(starts[items] - (np.cumsum(count) - count), count) + np.arange(count.sum())
+    member = places(starts[items], count)
     return np.repeat(users, count), values.indices.to_numpy().astype(np.int64)[member], values.dictionary
 
 

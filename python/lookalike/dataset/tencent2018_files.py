@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from pyroaring import BitMap64
 
 from lookalike.dataset.malformed import EXAMPLES, BlockFaults, FaultLog
-from lookalike.dataset.text_blocks import Block, Ints, Mask, Tokens, read_blocks, runs
+from lookalike.dataset.text_blocks import Block, Ints, Mask, Tokens, read_blocks
 from lookalike.errors import SchemaError
+from lookalike.stretches import places
 
 Advanced = Callable[[int], None]
 
@@ -177,7 +178,7 @@ class _Groups:
         count = self.count[groups]
         if longest is not None:
             count = np.minimum(count, longest)
-        values, good = self.tokens.integers(runs(self.name[groups] + 1, count), **options)
+        values, good = self.tokens.integers(places(self.name[groups] + 1, count), **options)
         if not good.all():
             self.fault("no integer, or one too long, as a value", np.repeat(groups, count)[~good])
         return groups, count, values

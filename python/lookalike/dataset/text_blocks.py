@@ -153,12 +153,6 @@ class Tokens:
         return values, good
 
 
-def runs(starts: Ints, lengths: Ints) -> Ints:
-    """The numbers `start, start + 1, ...`, `length` of them, for each pair in turn."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
-
-
 def excerpt(text: Bytes, start: int, end: int, *, most: int = 80) -> str:
     """Some bytes as text to show, cut to `most` characters."""
     shown = text[start : min(end, start + 4 * most)].tobytes().decode(errors="replace")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lookalike.schema import UNKNOWN_ID, EncodedColumns, Field
+from lookalike.stretches import places
 
 Ids = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.integer[Any]]
@@ -75,8 +76,7 @@ class Entries:
         totals = self.totals[rows]
         if rows.size and rows.min() < 0:
             lengths[rows < 0], totals[rows < 0] = 0, 0
-        ends = np.cumsum(totals, dtype=np.int64)
-        index = np.repeat(self.starts[rows] - (ends - totals), totals) + np.arange(ends[-1] if rows.size else 0)
+        index = places(self.starts[rows], totals)
         return Entries(self.ids[index], self.weights[index], lengths)
 
     def moved(self, base: Rows) -> Entries:

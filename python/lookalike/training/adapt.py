@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lookalike.config import AdaptationConfig
 from lookalike.dataset.sampling import sample_rows
@@ -32,7 +31,6 @@ def adapt(
     config: AdaptationConfig,
     *,
     random_seed: int = 0,
-    device: torch.device | None = None,
     keep_folds: bool = False,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -64,7 +62,6 @@ def adapt(
         samples,
         config,
         random_seed=random_seed,
-        device=device,
         keep_folds=keep_folds,
         progress=progress,
         cancelled=cancelled,
@@ -79,7 +76,6 @@ def customise(
     config: AdaptationConfig,
     *,
     random_seed: int = 0,
-    device: torch.device | None = None,
     keep_folds: bool = False,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -116,7 +112,7 @@ def customise(
     # A copy of our own: calling a module under other parameters swaps them in place for the time of the call, so
     # campaigns adapting on several threads must not share one.
     return fine_tune(
-        checkpoint.model.copy().to(device or torch.device("cpu")),
+        checkpoint.model.copy(),
         copy.deepcopy(checkpoint.rates),
         users,
         campaign,

@@ -26,8 +26,8 @@ from lookalike.schema import FeatureSchema
 from lookalike.training.campaign_head import HeadPrior
 from lookalike.training.checkpoint import Checkpoint, TrainingState, new_prior, save_checkpoint, to_plain
 from lookalike.training.inner import InnerRates
+from lookalike.training.joint import JointTrainer
 from lookalike.training.meta import Trainer
-from lookalike.training.multitask import MultitaskTrainer
 from lookalike.training.tasks import Task, digest, hold_out, load_tasks
 
 # Steps that a reported loss is the mean of, at most: with joint training an epoch may have tens of thousands.
@@ -175,7 +175,7 @@ def new_run(pool: Pool, campaign_schema: FeatureSchema, tasks: list[Task], confi
         raise InvalidInput("training.epochs and training.max_samples leave nothing to train", field="training.epochs")
     if joint:
         prior = new_prior(model, config)
-        trainer = MultitaskTrainer(model, prior, config.joint, settings, pool, tasks)
+        trainer = JointTrainer(model, prior, config.joint, settings, pool, tasks)
         rates = InnerRates(model, settings.inner_lr, learned=settings.learn_inner_rates)
         modules: dict[str, nn.Module] = {"model": model, "rates": rates, "prior": prior, "own": trainer.own}
         return Run(config, pool, campaign_schema, modules, trainer, total, trainer.steps_per_epoch)

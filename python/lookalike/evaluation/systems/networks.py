@@ -34,7 +34,7 @@ from lookalike.model.stacked import Network, UserFields
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import FeatureSchema
 from lookalike.training.general import CampaignEncoder, General, new_table
-from lookalike.training.joint import JointConfig, train_jointly
+from lookalike.training.mixed import MixedConfig, train_mixed
 from lookalike.training.tasks import Rows
 from lookalike.training.together import NewCampaign, OnlineConfig, OwnNetwork, adapt_together, follow
 
@@ -100,8 +100,8 @@ class NetworkSystem:
             return general, 0
         # Ids are dropped as in meta-training, so that no system meets a new campaign with an untrained unknown id.
         dropout = TrainingConfig()
-        config = JointConfig(rates.offline, samples, dropout.campaign_id_dropout, dropout.user_id_dropout)
-        train_jointly(general, history.pool, history.tasks, config, rng, tick)
+        config = MixedConfig(rates.offline, samples, dropout.campaign_id_dropout, dropout.user_id_dropout)
+        train_mixed(general, history.pool, history.tasks, config, rng, tick)
         return general, samples
 
     def customise(
