@@ -96,7 +96,7 @@ def small_config() -> Config:
         training=TrainingConfig(
             support_size=128, query_size=128, tasks_per_step=4, max_samples=20_000, validate_every=10
         ),
-        joint=JointConfig(batch_samples=1000),
+        joint=JointConfig(batch_samples=1000, min_steps=1),
         adaptation=AdaptationConfig(batch_size=128),
         scoring=ScoringConfig(device="cpu", batch_size=256, threads=1),
     )

@@ -184,7 +184,7 @@ def test_a_joint_training_that_was_stopped_late_continues_to_the_same_weights(
 ) -> None:
     """With a best validation behind it, which must survive; the last is made not to be the best."""
     settings = dataclasses.replace(small_config.training, max_samples=60_000)
-    config = dataclasses.replace(small_config, training=settings, joint=JointConfig(lr=0.2, batch_samples=1000))
+    config = dataclasses.replace(small_config, training=settings, joint=dataclasses.replace(small_config.joint, lr=0.2))
     reports: list[TrainingProgress] = []
     train(dataset, pool, tmp_path / "undisturbed", config, progress=reports.append)
     aucs = [r.validation_auc for r in reports if r.validation_auc is not None]

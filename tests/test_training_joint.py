@@ -62,6 +62,18 @@ def test_an_epoch_sees_every_sample_once(trainer: JointTrainer, tasks: list[Task
     assert seen == sum(len(task.samples) for task in tasks)
 
 
+@pytest.mark.parametrize(("min_steps", "batch"), [(1, 1000), (20, 1000), (50, 400)])
+def test_a_batch_is_smaller_where_samples_are_few(
+    dataset: Dataset, pool: Pool, tasks: list[Task], small_config: Config, min_steps: int, batch: int
+) -> None:
+    """Of 20,000 samples in all, at most 1,000 a step."""
+    config = dataclasses.replace(small_config, joint=dataclasses.replace(small_config.joint, min_steps=min_steps))
+    run = new_run(pool, dataset.campaign_schema(), tasks, config)
+    samples = sum(len(task.samples) for task in tasks)
+    assert run.total == 20_000
+    assert run.validate_every == round(samples / batch)
+
+
 def test_the_loss_is_that_of_each_campaigns_customised_model(trainer: JointTrainer, tasks: list[Task]) -> None:
     """A campaign's own weights put into critics and linear term, and users scored one campaign at a time."""
     torch.manual_seed(1)
@@ -332,7 +344,7 @@ def test_the_prior_is_a_gradient_towards_zero(
     dataset: Dataset, pool: Pool, tasks: list[Task], small_config: Config
 ) -> None:
     """Of own weights and of the rows that a step touches, and of nothing else: here it outweighs all labels."""
-    config = dataclasses.replace(small_config, joint=JointConfig(l2=100.0, batch_samples=1000))
+    config = dataclasses.replace(small_config, joint=dataclasses.replace(small_config.joint, l2=100.0))
     trainer = new_run(pool, dataset.campaign_schema(), tasks, config).trainer
     assert isinstance(trainer, JointTrainer)
     tables = {"basis": trainer.prior.basis, "embedding": trainer.model.user_embedding}

@@ -83,6 +83,9 @@ class JointConfig:
 
     epochs: AtLeastOne = 12  # passes over all users, with a rate that falls to 0
     batch_samples: AtLeastOne = 32_768  # a step, from as many users as have so many
+    # A batch is smaller where there are few samples in all. On held-out training campaigns, two million samples in 60
+    # steps are worth 0.02 to 0.04 AUC less than in 900; half as many again are worth nothing.
+    min_steps: AtLeastOne = 800
     lr: Positive = 0.005  # Adam
     # Of the square of embeddings, basis and own weights: a normal prior of all of them. On held-out training campaigns
     # of kuairand and ml1m from 1e-6 to 1e-5 within 0.003 AUC.

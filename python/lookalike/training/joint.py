@@ -104,13 +104,16 @@ class JointTrainer:
         settings: TrainingConfig,
         pool: Pool,
         tasks: Sequence[Task],
+        total: int,
     ) -> None:
+        """`total`: samples that training will see."""
         self.model, self.prior, self.config, self.settings, self.pool = model, prior, config, settings, pool
         self.knowledge = Knowledge.of(tasks)
         self.users = pool.take(self.knowledge.users)
         self.campaigns = model.campaigns.batch(EncodedColumns.concat([task.features for task in tasks]))
         self.own = OwnWeightsOfAll(len(tasks), prior.hidden, prior.rank)
-        steps = round(len(self.knowledge.labels) / config.batch_samples)
+        batch = min(config.batch_samples, total / config.min_steps)
+        steps = round(len(self.knowledge.labels) / batch)
         self.steps_per_epoch = min(max(1, steps), len(self.knowledge.users))
         self._order: tuple[int, list[Index]] | None = None
         normal = [self.own.shift, self.own.coefficients]

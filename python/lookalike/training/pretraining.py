@@ -175,7 +175,7 @@ def new_run(pool: Pool, campaign_schema: FeatureSchema, tasks: list[Task], confi
         raise InvalidInput("training.epochs and training.max_samples leave nothing to train", field="training.epochs")
     if joint:
         prior = new_prior(model, config)
-        trainer = JointTrainer(model, prior, config.joint, settings, pool, tasks)
+        trainer = JointTrainer(model, prior, config.joint, settings, pool, tasks, total)
         rates = InnerRates(model, settings.inner_lr, learned=settings.learn_inner_rates)
         modules: dict[str, nn.Module] = {"model": model, "rates": rates, "prior": prior, "own": trainer.own}
         return Run(config, pool, campaign_schema, modules, trainer, total, trainer.steps_per_epoch)
