@@ -32,6 +32,7 @@ HEARTBEAT_SECONDS = 0.5
 CODES: Mapping[type[errors.LookalikeError], int] = {
     errors.InvalidInput: 400,
     errors.Unauthenticated: 401,
+    errors.PermissionDenied: 403,
     errors.NotFound: 404,
     errors.AlreadyExists: 409,
     errors.FailedPrecondition: 422,

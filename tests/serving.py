@@ -139,7 +139,7 @@ class Front:
 
 
 def config_for(data_dir: Path, **service: object) -> Config:
-    defaults = {"listen": "127.0.0.1:0", "data_dir": data_dir, "shutdown_grace_seconds": 2.0}
+    defaults = {"listen": "127.0.0.1:0", "data_dir": data_dir, "shutdown_grace_seconds": 2.0, "insecure": True}
     return Config(service=replace(ServiceConfig(), **{**defaults, **service}))
 
 

@@ -64,7 +64,7 @@ def test_what_may_be_tried_again_says_when(kind: type[errors.LookalikeError]) ->
     ("code", "kind"),
     [
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.Unavailable),
-        (grpc.StatusCode.PERMISSION_DENIED, errors.Unauthenticated),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDenied),
         (grpc.StatusCode.UNIMPLEMENTED, errors.InternalError),
         (grpc.StatusCode.NOT_FOUND, errors.NotFound),
     ],

@@ -8,6 +8,8 @@
         for batch in client.members(audience.name):
             ...
 
+A server on another machine wants TLS and a token: `Client(address, token_file=..., ca_file=...)`.
+
 Knows the protos and how statuses become errors; free of torch. Every call has a time-out; every failure is a
 LookalikeError with `reason` and, where an input is at fault, `field`.
 """
@@ -18,6 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -25,6 +28,7 @@ import grpc
 import pyarrow as pa
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
+from lookalike.channel import open_channel
 from lookalike.errors import InvalidInput, Unavailable
 from lookalike.schema import FeatureValue
 from lookalike.service.status import from_rpc_error, from_status
@@ -44,11 +48,27 @@ _Metadata = audience_pb2.ExpandAudienceMetadata
 class Client:
     """A connection to the front service; one may be shared by threads. Close it, or use `with`."""
 
-    def __init__(self, address: str, *, timeout: float = 30.0) -> None:
-        """Connect when first used. `timeout`: seconds of one call; a whole stream of members has none."""
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = 30.0,
+        token_file: Path | None = None,
+        ca_file: Path | None = None,
+        certificate_file: Path | None = None,
+        key_file: Path | None = None,
+    ) -> None:
+        """Connect when first used. `timeout`: seconds of one call; a whole stream of members has none.
+
+        The files are `open_channel`'s; without a token the server must be on a loopback address.
+
+        Raises:
+            InvalidInput, NotFound: as `open_channel`.
+        """
         self._timeout = timeout
-        options = [("grpc.enable_http_proxy", 0)]
-        self._channel = grpc.insecure_channel(address, options=options)
+        self._channel = open_channel(
+            address, token_file=token_file, ca_file=ca_file, certificate_file=certificate_file, key_file=key_file
+        )
         self._audiences = audience_pb2_grpc.AudienceServiceStub(self._channel)
         self._operations: Any = operations_pb2_grpc.OperationsStub(self._channel)
 

@@ -148,9 +148,20 @@ class ServiceConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     listen: str = "127.0.0.1:8500"  # port 0: any free one, printed at start
+    # PEM files, read again when they change: the server's chain and key, and the authorities whose client certificates
+    # are asked for besides a token. Without the last, a token is enough.
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tokens: Path | None = None  # `lookalike token` keeps it; default: tokens.json in data_dir
+    audit_log: Path | None = None  # default: audit.jsonl in data_dir
+    # Neither TLS nor tokens: whoever reaches the port may do everything. On a loopback address only.
+    insecure: bool = False
     data_dir: Path = Path("lookalike-data")  # operations.db, jobs/, audiences/
     runtime: Literal["torchserve", "inprocess"] = "torchserve"
-    seeds_dir: Path | None = None  # where a request's `seeds_path` may point; without it such requests are refused
+    # Where a request's `seeds_path` may point: below the folder in it that is named as the tenant. Without it such
+    # requests are refused; without tokens there is one tenant, whose folder it is.
+    seeds_dir: Path | None = None
     max_queued: AtLeastOne = 1000
     max_attempts: AtLeastOne = 5  # runs of one job before a worker that keeps dying fails it
     max_message_mib: AtLeastOne = 64

@@ -12,6 +12,7 @@ LookalikeError
   Unavailable           a server is not there or not ready; a retry may succeed
   DataCorrupted         a file fails its checksum, is truncated or foreign
   Unauthenticated       no valid credentials
+  PermissionDenied      valid credentials that do not allow this
   InternalError         a defect of ours or of a component; never the caller's fault
 
 Knows nothing else of the package. gRPC statuses are mapped in `service.status`, exit codes in `cli`.
@@ -102,6 +103,12 @@ class Unauthenticated(LookalikeError):
     """No valid credentials came with the request."""
 
     default_reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(LookalikeError):
+    """The credentials are valid and do not allow this."""
+
+    default_reason = "PERMISSION_DENIED"
 
 
 class InternalError(LookalikeError):

@@ -43,11 +43,14 @@ def staged_folder(output: Path, *, overwrite: bool = False, within: Path | None 
         raise
 
 
-def write_whole(path: Path, *parts: bytes) -> None:
-    """Write a file beside, flush it to the disk and rename it: after a crash it holds the old bytes or the new."""
+def write_whole(path: Path, *parts: bytes, mode: int = 0o666) -> None:
+    """Write a file beside, flush it to the disk and rename it: after a crash it holds the old bytes or the new.
+
+    `mode` is that of the new file, less the umask, from its first byte on.
+    """
     staged = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with staged.open("wb") as file:
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

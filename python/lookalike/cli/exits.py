@@ -20,13 +20,15 @@ _CODES: dict[type[errors.LookalikeError], int] = {
     errors.Unavailable: 7,
     errors.DataCorrupted: 8,
     errors.Unauthenticated: 9,
+    errors.PermissionDenied: 10,
     errors.Cancelled: INTERRUPTED,
 }
 
 SUMMARY = """\
 Exit codes: 0 done; 1 a defect of ours or of the machine; 2 wrong input or usage; 3 not found; 4 exists already;
 5 parts do not fit together; 6 a limit was reached; 7 a server is not there; 8 a file is damaged, or an audience
-fails verification; 9 no valid credentials; 130 stopped by Ctrl-C or cancelled; 143 stopped by SIGTERM."""
+fails verification; 9 no valid credentials; 10 they do not allow this; 130 stopped by Ctrl-C or cancelled; 143 stopped
+by SIGTERM."""
 
 
 def exit_code(error: Exception) -> int:

@@ -31,6 +31,17 @@ client_app = typer.Typer(no_args_is_help=True, help="Use a running service.", ri
 
 Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where `lookalike serve` listens.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to keep trying while the server does not answer.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Holds your token; with it, TLS. Without it, the server is on this machine."),
+]
+CaFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="PEM: whose servers are trusted. Default: whom the system trusts.")
+]
+CertificateFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="PEM: your own certificate, for servers that ask for one.")
+]
+KeyFile = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM: its key.")]
 OperationName = Annotated[str, typer.Argument(metavar="OPERATION", help="operations/..., as `expand` printed it.")]
 AudienceName = Annotated[str, typer.Argument(metavar="AUDIENCE", help="audiences/...")]
 
@@ -60,6 +71,10 @@ def expand(
     as_json: AsJson = False,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = DEFAULT_TIMEOUT,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Order an expansion. Prints the operation's name; the server goes on without this command.
 
@@ -67,12 +82,14 @@ def expand(
     Examples:
       lookalike client expand --dataset ml1m --campaign 1 -k 500 --wait
       lookalike client expand --campaign spring --seeds seeds.txt --feature category=shoes -k 100000
+      lookalike client expand --dataset ml1m --campaign 1 -k 500 --wait \\
+        --server lookalike.example:8500 --token-file shop.token --ca-file ca.pem
     """
     from lookalike.cli.seeds import gather, read_all
 
     user_ids, values = gather(campaign, seeds, features, dataset)
     excluded = read_all(exclude or ())
-    with _connect(server, timeout) as client:
+    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         expansion = client.expand(
             campaign=campaign,
             seeds=user_ids,
@@ -98,9 +115,13 @@ def wait(
     as_json: AsJson = False,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = DEFAULT_TIMEOUT,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Follow an operation to its end and print its audience. An operation that failed gives its error's exit code."""
-    with _connect(server, timeout) as client:
+    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         _follow(client.operation(operation), as_json)
 
 
@@ -110,9 +131,13 @@ def get(
     as_json: AsJson = False,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = DEFAULT_TIMEOUT,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Show an operation as it is now, or an audience and how it came about."""
-    with _connect(server, timeout) as client:
+    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         if name.startswith("operations/"):
             _show_operation(name, client.operation(name).metadata(), as_json)
         elif name.startswith("audiences/"):
@@ -130,6 +155,10 @@ def members(
     ] = None,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = DEFAULT_TIMEOUT,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Print the best members of an audience (rank, user_id, score), or write all of them to a file.
 
@@ -138,7 +167,7 @@ def members(
       lookalike client members audiences/0123... --limit 100
       lookalike client members audiences/0123... --output members.parquet
     """
-    with _connect(server, timeout) as client:
+    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         if output is not None:
             display.table([("members", _download(client, audience, output)), ("file", output)])
             return
@@ -149,9 +178,17 @@ def members(
 
 
 @client_app.command()
-def cancel(operation: OperationName, server: Server = DEFAULT_SERVER, timeout: Timeout = DEFAULT_TIMEOUT) -> None:
+def cancel(
+    operation: OperationName,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
+) -> None:
     """Ask an operation to stop; it does so within about a second, unless it was faster."""
-    with _connect(server, timeout) as client:
+    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         client.operation(operation).cancel()
 
 
@@ -161,9 +198,13 @@ def list_operations(
     as_json: AsJson = False,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = DEFAULT_TIMEOUT,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """List the operations the server remembers, oldest first."""
-    with _connect(server, timeout) as client:
+    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         found = [(expansion.name, expansion.metadata()) for expansion in client.operations(where)]
     if as_json:
         display.print_json([{"operation": name, **_plain(metadata)} for name, metadata in found])
@@ -172,10 +213,24 @@ def list_operations(
         typer.echo(f"{name}  {_state(metadata):<10} {metadata.campaign}")
 
 
-def _connect(server: str, timeout: float) -> Client:
+def _connect(
+    server: str,
+    timeout: float,
+    token_file: Path | None,
+    ca_file: Path | None,
+    certificate_file: Path | None,
+    key_file: Path | None,
+) -> Client:
     from lookalike.client import Client
 
-    return Client(server, timeout=timeout)
+    return Client(
+        server,
+        timeout=timeout,
+        token_file=token_file,
+        ca_file=ca_file,
+        certificate_file=certificate_file,
+        key_file=key_file,
+    )
 
 
 def _follow(expansion: Expansion, as_json: bool) -> None:

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,23 +29,33 @@ def serve(
     pool: PoolFolder,
     config: ConfigFile = None,
     overrides: Overrides = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Without TLS and tokens, for who is on this machine: service.insecure=true."),
+    ] = False,
 ) -> None:
     """Serve expansions over gRPC: builds the archive, starts TorchServe on loopback and the front service before it.
+
+    It takes a certificate and its key, and tokens from `lookalike token`; or --insecure, on a loopback address alone.
 
     Prints the address when it is ready. Ctrl-C or SIGTERM ends everything; operations that were running go on when
     the same service.data_dir is served again.
 
     \b
     Examples:
-      lookalike serve --checkpoint general --pool pool
-      lookalike serve --checkpoint general --pool pool --set service.listen=127.0.0.1:0
-      lookalike serve --checkpoint general --pool pool --set service.runtime=inprocess
+      lookalike serve --checkpoint general --pool pool --insecure
+      lookalike serve --checkpoint general --pool pool --insecure --set service.runtime=inprocess
+      lookalike serve --checkpoint general --pool pool --set service.listen=0.0.0.0:8500 \\
+        --set service.tls_certificate=server.pem --set service.tls_key=server.key
     """
     from lookalike.runtime.archive import build_archive
+    from lookalike.service.endpoint import Endpoint
     from lookalike.training.checkpoint import fingerprint
 
     logging.getLogger("lookalike").setLevel(logging.INFO)
+    overrides = [*(overrides or ()), *(["service.insecure=true"] if insecure else ())]
     settings = configuration(config, overrides, checkpoint=checkpoint)
+    Endpoint(settings.service)  # says what is wrong with it now, and not when TorchServe runs
     name = fingerprint(checkpoint)
     if settings.service.runtime == "torchserve":
         build_archive(checkpoint, settings.torchserve.archive, settings)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from lookalike.pool.filters import Filter
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.receipt import SeedMatch
 from lookalike.schema import FeatureSchema, FeatureValue, id_type
+from lookalike.service import caller
 from lookalike.service.status import InvalidRequest
 from lookalike.v1 import audience_pb2, campaign_pb2
 
@@ -160,32 +164,52 @@ class Door:
                 f"this server takes no {field} (it was started without service.seeds_dir): send the ids themselves",
                 field=field,
             )
-        try:
-            path = (self._seeds_dir / name).resolve()
-            there = path.is_file()
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, a loop of links
-            raise InvalidInput(f"{name[:100]!r} is no name of a file: {error}", field=field) from error
-        if not path.is_relative_to(self._seeds_dir):
-            raise InvalidInput(f"'{name}' lies outside the server's seeds folder", field=field)
-        if not there:
-            raise NotFound(f"there is no file '{name}' in the server's seeds folder", field=field)
-        try:
-            with pq.ParquetFile(path) as file:
-                column = file.read(columns=["user_id"])["user_id"].combine_chunks()
-            kind = id_type(column.type, where=f"{name}:user_id")
-            if pa.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
-            column = column.cast(kind)
-        except KeyError as error:
-            raise SchemaError(f"'{name}' has no column 'user_id'", field=field) from error
-        except (pa.ArrowException, OSError) as error:
-            raise InvalidInput(f"cannot read '{name}' as Parquet: {error}", field=field) from error
-        if column.null_count:
-            raise InvalidInput(f"'{name}' holds {column.null_count} null user ids: leave them out", field=field)
-        if kind != self._pool.id_type:
+        who = caller.current()
+        with _opened(self._seeds_dir if who is caller.LOCAL else self._seeds_dir / who.tenant, name, field) as path:
+            column = _user_ids(path, name, field)
+        if column.type != self._pool.id_type:
             wanted = self._pool.id_type
-            raise InvalidInput(f"user ids in '{name}' are {kind}; this pool's are {wanted}", field=field)
+            raise InvalidInput(f"user ids in '{name}' are {column.type}; this pool's are {wanted}", field=field)
         return column
+
+
+@contextmanager
+def _opened(folder: Path, name: str, field: str) -> Iterator[str]:
+    """A path to a file that lies in the folder, whatever becomes of the names on the way to it meanwhile."""
+    try:
+        # Not to wait for the other end of a pipe.
+        file = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"there is no file '{name}' in the server's seeds folder", field=field) from error
+    except (OSError, ValueError) as error:  # not readable, too long, a null character, a loop of links
+        raise InvalidInput(f"cannot open {name[:100]!r}: {error}", field=field) from error
+    try:
+        path = f"/proc/self/fd/{file}"
+        if not Path(path).resolve().is_relative_to(folder):
+            raise InvalidInput(f"'{name}' lies outside the server's seeds folder", field=field)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise NotFound(f"there is no file '{name}' in the server's seeds folder", field=field)
+        yield path
+    finally:
+        os.close(file)
+
+
+def _user_ids(path: str, name: str, field: str) -> pa.Array:
+    """The column `user_id` of a Parquet file, as int64 or large_string."""
+    try:
+        with pq.ParquetFile(path) as file:
+            column = file.read(columns=["user_id"])["user_id"].combine_chunks()
+        kind = id_type(column.type, where=f"{name}:user_id")
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        column = column.cast(kind)
+    except KeyError as error:
+        raise SchemaError(f"'{name}' has no column 'user_id'", field=field) from error
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidInput(f"cannot read '{name}' as Parquet: {error}", field=field) from error
+    if column.null_count:
+        raise InvalidInput(f"'{name}' holds {column.null_count} null user ids: leave them out", field=field)
+    return column
 
 
 def request_hash(request: audience_pb2.ExpandAudienceRequest) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import ipaddress
 import json
 import logging
 import os
@@ -22,17 +21,22 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from lookalike.config import Config, ServiceConfig
-from lookalike.errors import DataCorrupted, FailedPrecondition, InvalidInput, NotFound, Unavailable
+from lookalike.errors import DataCorrupted, FailedPrecondition, NotFound
 from lookalike.pool.snapshot import Pool
+from lookalike.runtime.confined import ConfinedRuntime
 from lookalike.runtime.job import Runtime
 from lookalike.schema import FeatureSchema
 from lookalike.service.audience_service import AudienceServicer
 from lookalike.service.audiences import AudienceStore
+from lookalike.service.audit import AuditLog
+from lookalike.service.authentication import AuthInterceptor
 from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.door import Door
+from lookalike.service.endpoint import Endpoint
 from lookalike.service.operations import OperationStore, database_url
 from lookalike.service.operations_service import OperationsServicer, presenter
 from lookalike.service.status import ErrorInterceptor
+from lookalike.service.token_file import TokenFile, tokens_path
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -61,12 +65,13 @@ async def serve(
         campaign_schema: lets unknown features be refused at the door; see `read_campaign_schema`.
 
     Raises:
-        InvalidInput: an address that is not loopback. Unavailable: it is taken.
-        FailedPrecondition: another server uses the data folder, or it is of another version.
+        InvalidInput: see `Endpoint`. Unavailable: the address is taken.
+        FailedPrecondition: another server uses the data folder, it is of another version, or the audit log cannot be
+            written.
         NotFound, DataCorrupted: the pool, or the operations database.
     """
     service = config.service
-    address = _loopback(service.listen)
+    endpoint = Endpoint(service)
     # A name that is swapped to a newer snapshot must not change the one this server checks seeds against.
     opened = await asyncio.to_thread(lambda: Pool.open(pool.resolve()))
     async with _data_dir(service.data_dir) as data_dir:
@@ -74,7 +79,7 @@ async def serve(
         try:
             dispatcher = Dispatcher(
                 store,
-                runtime,
+                ConfinedRuntime(runtime, data_dir),
                 jobs=data_dir / "jobs",
                 pool=opened.path,
                 checkpoint=checkpoint_fingerprint,
@@ -94,7 +99,8 @@ async def serve(
                 page_size=service.page_size,
             )
             operations = OperationsServicer(store, dispatcher, present)
-            await _run(service, address, servicer, operations, dispatcher, ready, stop)
+            async with _authentication(service, data_dir) as authentication:
+                await _run(service, endpoint, authentication, servicer, operations, dispatcher, ready, stop)
         finally:
             await store.close()
 
@@ -116,7 +122,8 @@ def read_campaign_schema(checkpoint: Path) -> FeatureSchema:
 
 async def _run(
     config: ServiceConfig,
-    address: str,
+    endpoint: Endpoint,
+    authentication: AuthInterceptor,
     servicer: AudienceServicer,
     operations: OperationsServicer,
     dispatcher: Dispatcher,
@@ -124,10 +131,11 @@ async def _run(
     stop: asyncio.Event,
 ) -> None:
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor((AUDIENCE_SERVICE, OPERATIONS_SERVICE))],
+        interceptors=[authentication, ErrorInterceptor((AUDIENCE_SERVICE, OPERATIONS_SERVICE))],
         options=[
             ("grpc.max_receive_message_length", config.max_message_mib * 2**20),
             ("grpc.so_reuseport", 0),  # two servers on one port would share the calls between them
+            *endpoint.options,
         ],
     )
     audience_pb2_grpc.add_AudienceServiceServicer_to_server(servicer, server)
@@ -138,14 +146,11 @@ async def _run(
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     names = (AUDIENCE_SERVICE, OPERATIONS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise Unavailable(f"cannot listen on {address}: {error}", reason="ADDRESS_IN_USE") from error
+    address = endpoint.open(server)
     await dispatcher.start()
     try:
         await server.start()
-        ready(f"{address.rpartition(':')[0]}:{port}")
+        ready(address)
         await stop.wait()
     finally:
         _log.info("shutting down; %.0f s for calls to end", config.shutdown_grace_seconds)
@@ -156,21 +161,23 @@ async def _run(
         await dispatcher.close()
 
 
-def _loopback(listen: str) -> str:
-    host, colon, port = listen.rpartition(":")
-    if not (colon and port.isdigit() and int(port) < 2**16):
-        raise InvalidInput(f"'{listen}' is not of the form host:port", field="service.listen")
+@asynccontextmanager
+async def _authentication(config: ServiceConfig, data_dir: Path) -> AsyncIterator[AuthInterceptor]:
+    """Who is let in, and the audit log of what they do."""
+    audit_log = config.audit_log or data_dir / "audit.jsonl"
+    tokens = None if config.insecure else TokenFile(tokens_path(config))
+    if tokens is not None and not tokens.all():
+        _log.warning("there are no tokens in %s, so nobody is let in: see `lookalike token create`", tokens.path)
     try:
-        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise InvalidInput(
-            f"'{listen}' is not a loopback address: without TLS and tokens, which are not built yet, this server "
-            "listens on 127.0.0.1 only; put a proxy that has them in front",
-            field="service.listen",
-        )
-    return listen
+        audit = AuditLog(audit_log)
+    except OSError as error:
+        raise FailedPrecondition(f"cannot write {audit_log}: {error.strerror}", field="service.audit_log") from error
+    interceptor = AuthInterceptor(tokens, audit)
+    try:
+        yield interceptor
+    finally:
+        await interceptor.close()
+        await audit.close()
 
 
 @asynccontextmanager
@@ -194,6 +201,7 @@ async def _data_dir(path: Path) -> AsyncIterator[Path]:
 
 
 def _make_data_dir(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)  # seeds and audiences are people
     for name in ("jobs", "audiences"):
         (path / name).mkdir(parents=True, exist_ok=True)
     return path.absolute()

@@ -40,11 +40,11 @@ _CODES: tuple[tuple[type[errors.LookalikeError], grpc.StatusCode], ...] = (
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.DataCorrupted, grpc.StatusCode.DATA_LOSS),
     (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.PermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
     (errors.InternalError, grpc.StatusCode.INTERNAL),
 )
 _CLASSES = {code.value[0]: kind for kind, code in _CODES} | {
     grpc.StatusCode.DEADLINE_EXCEEDED.value[0]: errors.Unavailable,
-    grpc.StatusCode.PERMISSION_DENIED.value[0]: errors.Unauthenticated,
     grpc.StatusCode.OUT_OF_RANGE.value[0]: errors.InvalidInput,
 }
 # How long a client does well to wait before it tries again.
@@ -159,7 +159,7 @@ def _guard(behaviour: Any, method: str) -> Any:
         try:
             return await behaviour(request, context)
         except Exception as error:
-            await _abort(context, error, method)
+            await abort(context, error, method)
 
     return guarded
 
@@ -170,12 +170,13 @@ def _guard_stream(behaviour: Any, method: str) -> Any:
             async for message in behaviour(request, context):
                 yield message
         except Exception as error:
-            await _abort(context, error, method)
+            await abort(context, error, method)
 
     return guarded
 
 
-async def _abort(context: Any, error: Exception, method: str) -> NoReturn:
+async def abort(context: Any, error: Exception, method: str) -> NoReturn:
+    """End a call with the status of what was raised in it; an end it has come to already stays."""
     if isinstance(error, (grpc.aio.AbortError, asyncio.CancelledError)):
         raise error
     known = error if isinstance(error, errors.LookalikeError) else unexpected(error, what=method)

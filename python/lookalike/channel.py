@@ -1,0 +1,97 @@
+"""A gRPC channel to the front service: with TLS and a token, or plainly to one on this very machine.
+
+Knows files and gRPC's credentials; knows no service. Free of torch.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from lookalike.addresses import check_address, is_loopback
+from lookalike.errors import InvalidInput, NotFound
+
+
+def open_channel(
+    address: str,
+    *,
+    token_file: Path | None = None,
+    ca_file: Path | None = None,
+    certificate_file: Path | None = None,
+    key_file: Path | None = None,
+    options: Sequence[tuple[str, Any]] = (),
+) -> grpc.Channel:
+    """A channel that connects when it is first used.
+
+    Args:
+        address: host:port; the server's certificate must be of this host.
+        token_file: with one line, the token, read again for each call; without it, nothing is encrypted and the server
+            must be on a loopback address.
+        ca_file: PEM with the authorities whose servers are trusted; the system's by default.
+        certificate_file: PEM with the client's certificate, for servers that ask for one; and
+        key_file: its key.
+        options: gRPC's own.
+
+    Raises:
+        InvalidInput: arguments that do not fit together, or files that are something else. NotFound: no such file.
+    """
+    check_address(address, field="address")
+    # A proxy named in the environment is for the web.
+    options = [("grpc.enable_http_proxy", 0), *options]
+    if token_file is None:
+        if ca_file or certificate_file or key_file:
+            raise InvalidInput("a service with TLS wants a token: give its file", field="token_file")
+        if not is_loopback(address):
+            raise InvalidInput(
+                f"'{address}' is not a loopback address, so it takes TLS and a token: give a token_file",
+                field="token_file",
+            )
+        return grpc.insecure_channel(address, options=options)
+    if (certificate_file is None) != (key_file is None):
+        missing = "certificate_file" if certificate_file is None else "key_file"
+        raise InvalidInput("a client's certificate and its key come together", field=missing)
+    _read(token_file, "token_file")
+    if certificate_file is not None and key_file is not None:
+        _check_pair(certificate_file, key_file)
+    transport = grpc.ssl_channel_credentials(
+        _read(ca_file, "ca_file"), _read(key_file, "key_file"), _read(certificate_file, "certificate_file")
+    )
+    bearer = grpc.metadata_call_credentials(_Bearer(token_file))
+    return grpc.secure_channel(address, grpc.composite_channel_credentials(transport, bearer), options=options)
+
+
+class _Bearer(grpc.AuthMetadataPlugin):
+    """The token in a file, as it is at each call: whoever rotates it need not tell us."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, _: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
+        try:
+            token = self._path.read_text("ascii").strip()
+        except (OSError, ValueError) as error:
+            callback((), error)
+            return
+        callback((("authorization", f"Bearer {token}"),), None)
+
+
+def _read(path: Path | None, field: str) -> bytes | None:
+    try:
+        return path.read_bytes() if path is not None else None
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no file {path}", field=field) from error
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}", field=field) from error
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    _read(certificate, "certificate_file")
+    _read(key, "key_file")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        raise InvalidInput(f"{certificate} and {key} do not belong together: {error}", field="key_file") from error
