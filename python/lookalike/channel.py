@@ -5,7 +5,6 @@ Knows files and gRPC's credentials; knows no service. Free of torch.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import grpc
 
 from lookalike.addresses import check_address, is_loopback
-from lookalike.errors import InvalidInput, NotFound
+from lookalike.errors import InvalidInput
+from lookalike.pem import read_authorities, read_pair, read_pem
 
 
 def open_channel(
@@ -54,12 +54,12 @@ def open_channel(
     if (certificate_file is None) != (key_file is None):
         missing = "certificate_file" if certificate_file is None else "key_file"
         raise InvalidInput("a client's certificate and its key come together", field=missing)
-    _read(token_file, "token_file")
+    read_pem(token_file, field="token_file")
+    certificate = key = None
     if certificate_file is not None and key_file is not None:
-        _check_pair(certificate_file, key_file)
-    transport = grpc.ssl_channel_credentials(
-        _read(ca_file, "ca_file"), _read(key_file, "key_file"), _read(certificate_file, "certificate_file")
-    )
+        certificate, key = read_pair(certificate_file, key_file, fields=("certificate_file", "key_file"))
+    authorities = read_authorities(ca_file, field="ca_file") if ca_file is not None else None
+    transport = grpc.ssl_channel_credentials(authorities, key, certificate)
     bearer = grpc.metadata_call_credentials(_Bearer(token_file))
     return grpc.secure_channel(address, grpc.composite_channel_credentials(transport, bearer), options=options)
 
@@ -77,21 +77,3 @@ class _Bearer(grpc.AuthMetadataPlugin):
             callback((), error)
             return
         callback((("authorization", f"Bearer {token}"),), None)
-
-
-def _read(path: Path | None, field: str) -> bytes | None:
-    try:
-        return path.read_bytes() if path is not None else None
-    except FileNotFoundError as error:
-        raise NotFound(f"there is no file {path}", field=field) from error
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}", field=field) from error
-
-
-def _check_pair(certificate: Path, key: Path) -> None:
-    _read(certificate, "certificate_file")
-    _read(key, "key_file")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
-    except ssl.SSLError as error:
-        raise InvalidInput(f"{certificate} and {key} do not belong together: {error}", field="key_file") from error

@@ -34,13 +34,11 @@ class AuditLog:
     def __init__(self, path: Path) -> None:
         """Raises `OSError` where the file cannot be written: better now than at the first call."""
         self.path = path
-        self._file = -1
-        self._torn = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit")
         self._sync: asyncio.TimerHandle | None = None
         self._minute = 0
         self._refusals = 0
-        self._reopen()
+        self._open()
 
     async def note(self, event: str, **fields: object) -> None:
         """Write a line: time, event, and the fields that are not None.
@@ -73,18 +71,18 @@ class AuditLog:
         """Wait until everything is on the disk."""
         if self._sync is not None:
             self._sync.cancel()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._end(self._file))
         self._thread.shutdown()
 
     def _sync_soon(self) -> None:
         self._sync = None
-        self._thread.submit(self._flush)
+        self._thread.submit(lambda: self._flush(self._file))
 
     def _append(self, line: bytes) -> None:
         if not self._is_current():
-            self._flush()
-            os.close(self._file)
-            self._reopen()
+            former = self._file
+            self._open()
+            self._end(former)
         # After a write that a full disk, or a crash, cut short: what is there of its line is not to spoil this one.
         line = b"\n" + line if self._torn else line
         self._torn = True
@@ -99,17 +97,17 @@ class AuditLog:
             return False
         return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
-    def _reopen(self) -> None:
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    def _open(self) -> None:
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         size = os.fstat(self._file).st_size
         self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
-    def _flush(self) -> None:
+    def _flush(self, file: int) -> None:
         try:
-            os.fsync(self._file)
-        except OSError:
-            _log.exception("cannot flush the audit log %s", self.path)
+            os.fsync(file)
+        except OSError as error:
+            _log.error("cannot flush the audit log %s: %s", self.path, error)
 
-    def _end(self) -> None:
-        self._flush()
-        os.close(self._file)
+    def _end(self, file: int) -> None:
+        self._flush(file)
+        os.close(file)

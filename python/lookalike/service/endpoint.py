@@ -6,7 +6,6 @@ Knows gRPC's credentials and the configuration; knows neither tokens nor callers
 from __future__ import annotations
 
 import logging
-import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import grpc
 from lookalike.addresses import check_address, is_loopback
 from lookalike.config import ServiceConfig
 from lookalike.errors import InvalidInput, LookalikeError, Unavailable
+from lookalike.pem import read_authorities, read_pair
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class Endpoint:
 
     Raises:
         InvalidInput: they contradict each other, would let anybody in, or name files that are no certificates.
+        NotFound: there is no such file.
     """
 
     def __init__(self, config: ServiceConfig) -> None:
@@ -61,7 +62,7 @@ class Certificates:
     """The server's chain and key, and the authorities of its clients', as the files are now."""
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
-        """Raises `InvalidInput` where they are no certificate, no key, or do not belong together."""
+        """Raises as `read_pair` and `read_authorities`."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._seen = self._look()
         self._first = self._load()
@@ -96,23 +97,12 @@ class Certificates:
         return looks
 
     def _load(self) -> Any:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        field, path = "service.tls_certificate", self._certificate
-        try:
-            certificate = path.read_bytes()
-            field, path = "service.tls_key", self._key
-            key = path.read_bytes()
-            # gRPC tells of a pair that does not fit by serving nobody. A password would be asked for at the terminal.
-            context.load_cert_chain(self._certificate, self._key, password="")
-            authorities = None
-            if self._client_ca is not None:
-                field, path = "service.tls_client_ca", self._client_ca
-                authorities = path.read_bytes()
-                context.load_verify_locations(path)
-        except ssl.SSLError as error:
-            raise InvalidInput(f"{path} does not serve: {_said(error)}", field=field) from error
-        except OSError as error:
-            raise InvalidInput(f"cannot read {path}: {error.strerror}", field=field) from error
+        certificate, key = read_pair(
+            self._certificate, self._key, fields=("service.tls_certificate", "service.tls_key")
+        )
+        authorities = None
+        if self._client_ca is not None:
+            authorities = read_authorities(self._client_ca, field="service.tls_client_ca")
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
 
 
@@ -135,10 +125,3 @@ def _certificates(config: ServiceConfig) -> Certificates | None:
             field="service.listen",
         )
     return None
-
-
-def _said(error: ssl.SSLError) -> str:
-    return {
-        "KEY_VALUES_MISMATCH": "it is not the certificate's key",
-        "BAD_DECRYPT": "it is encrypted; a key without a password is needed, in a file only the service may read",
-    }.get(error.reason or "", str(error))
