@@ -71,7 +71,7 @@ class Work:
         """What follows `lookalike serve`."""
         settings = (f"service.data_dir={data_dir}", f"torchserve.archive={self.archive}")
         folders = ["--checkpoint", str(self.checkpoint), "--pool", str(self.pool)]
-        return [*folders, *itertools.chain.from_iterable(("--set", setting) for setting in settings)]
+        return [*folders, "--insecure", *itertools.chain.from_iterable(("--set", setting) for setting in settings)]
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def main() -> int:
         prepare()
         settings = [f"service.data_dir={WORK / 'service'}", f"torchserve.archive={WORK / 'lookalike.mar'}"]
         options = itertools.chain.from_iterable(("--set", setting) for setting in settings)
-        folders = ["--checkpoint", str(WORK / "general"), "--pool", str(WORK / "pool")]
+        folders = ["--checkpoint", str(WORK / "general"), "--pool", str(WORK / "pool"), "--insecure"]
         with ServerProcess([*folders, *options], RESULTS / "serve.log") as server:
             return load(server.address, arguments.users, arguments.seconds)
     except LookalikeError as error:

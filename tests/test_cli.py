@@ -137,6 +137,12 @@ def test_a_machine_s_refusal_names_the_file() -> None:
         (["client", "expand", "--campaign", "a", "-k", "1"], 2, "--seeds"),
         (["client", "get", "nothing"], 2, "neither"),
         (["client", "list", "--server", "127.0.0.1:1", "--timeout", "0.1"], 7, "connect"),
+        (["client", "list", "--server", "example.com:8500"], 2, "token_file"),
+        (["client", "list", "--token-file", "nowhere"], 3, "nowhere"),
+        (["token", "create", "--tenant", "shop", "--scope", "all"], 2, "expand, read, delete"),
+        (["token", "create", "--tenant", "a/b", "--scope", "read"], 2, "a/b"),
+        (["token", "create", "--tenant", "shop", "--scope", "read", "--expires", "90"], 2, "90d"),
+        (["token", "revoke", "0123456789ab"], 3, "token list"),
     ],
 )
 def test_a_mistake_is_told_in_a_line_or_two(
@@ -317,7 +323,7 @@ def test_ctrl_c_keeps_what_was_learnt(sample_dataset: Path, sample_pool: Path, t
 @pytest.fixture(scope="module")
 def server(checkpoint: Path, sample_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("serve")
-    arguments = ["--checkpoint", str(checkpoint), "--pool", str(sample_pool)]
+    arguments = ["--checkpoint", str(checkpoint), "--pool", str(sample_pool), "--insecure"]
     arguments += ["--set", f"service.data_dir={folder}", "--set", f"torchserve.archive={folder / 'lookalike.mar'}"]
     with ServerProcess(arguments, folder / "serve.log") as running:
         yield running
@@ -386,7 +392,7 @@ def test_what_the_service_refuses_has_the_same_exit_codes(
 
 
 def test_sigterm_ends_the_service_and_all_it_started(checkpoint: Path, sample_pool: Path, tmp_path: Path) -> None:
-    arguments = ["--checkpoint", str(checkpoint), "--pool", str(sample_pool)]
+    arguments = ["--checkpoint", str(checkpoint), "--pool", str(sample_pool), "--insecure"]
     arguments += ["--set", f"service.data_dir={tmp_path}", "--set", f"torchserve.archive={tmp_path / 'lookalike.mar'}"]
     with ServerProcess(arguments, tmp_path / "serve.log") as server:
         family = psutil.Process(server.pid).children(recursive=True)
@@ -397,7 +403,7 @@ def test_sigterm_ends_the_service_and_all_it_started(checkpoint: Path, sample_po
 
 
 def test_a_service_stopped_while_it_starts_leaves_nothing(checkpoint: Path, sample_pool: Path, tmp_path: Path) -> None:
-    command = lookalike("serve", "--checkpoint", checkpoint, "--pool", sample_pool)
+    command = lookalike("serve", "--checkpoint", checkpoint, "--pool", sample_pool, "--insecure")
     command += ["--set", f"service.data_dir={tmp_path}", "--set", f"torchserve.archive={tmp_path / 'lookalike.mar'}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         parent = psutil.Process(process.pid)
@@ -414,7 +420,8 @@ def test_a_service_stopped_while_it_starts_leaves_nothing(checkpoint: Path, samp
 
 def test_a_service_that_cannot_start_says_why(checkpoint: Path, sample_pool: Path, tmp_path: Path) -> None:
     arguments = ["--checkpoint", str(checkpoint), "--pool", str(sample_pool), "--set", "service.runtime=inprocess"]
-    arguments += ["--set", f"service.data_dir={tmp_path}", "--set", "service.listen=0.0.0.0:1"]
-    server = ServerProcess(arguments, tmp_path / "serve.log")
-    with pytest.raises(Unavailable, match="loopback"):
-        server.__enter__()
+    arguments += ["--set", f"service.data_dir={tmp_path}"]
+    for more, said in ((["--insecure", "--set", "service.listen=0.0.0.0:1"], "loopback"), ([], "service.tls_key")):
+        server = ServerProcess([*arguments, *more], tmp_path / "serve.log")
+        with pytest.raises(Unavailable, match=said):
+            server.__enter__()

@@ -17,6 +17,7 @@ from lookalike.service.caller import Scope
 from lookalike.service.token_file import KEEP_ENDED, TokenFile
 
 DAY = timedelta(days=1)
+RECORD = {"id": "x", "tenant": "t", "scopes": ["read"], "sha256": "0", "created": "2026-01-01T00:00Z"}
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 
 
@@ -180,12 +181,8 @@ def test_where_there_is_no_file_there_are_no_tokens(tokens: TokenFile) -> None:
         "null",
         '{"format": 2, "tokens": []}',
         '{"format": 1, "tokens": [{"id": "x"}]}',
-        json.dumps(
-            {"format": 1, "tokens": [dict(id="x", tenant="t", scopes=["all"], sha256="0", created="2026-01-01T00:00Z")]}
-        ),
-        json.dumps(
-            {"format": 1, "tokens": [dict(id="x", tenant="t", scopes=["read"], sha256="0", created="2026-01-01T00:00")]}
-        ),
+        json.dumps({"format": 1, "tokens": [{**RECORD, "scopes": ["all"]}]}),
+        json.dumps({"format": 1, "tokens": [{**RECORD, "created": "2026-01-01T00:00"}]}),
     ],
     ids=["empty", "cut", "list", "null", "format", "fields", "scope", "no time zone"],
 )

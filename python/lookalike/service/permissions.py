@@ -81,5 +81,5 @@ RULES: Mapping[str, Rule] = {
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Rule(None),
 }
 
-OPEN = frozenset(f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch"))
+OPEN = frozenset(f"/grpc.health.v1.Health/{method}" for method in ("Check", "Watch"))
 """Answered without a token: whether it serves is all a load balancer can learn there."""
