@@ -45,10 +45,14 @@ class Authority:
         )
         self.pem.write_bytes(certificate.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
-    def issue(self, name: str, *, lasts: timedelta = DAY, password: bytes | None = None) -> Pair:
+    def issue(
+        self, name: str, *, lasts: timedelta = DAY, host: str = "localhost", password: bytes | None = None
+    ) -> Pair:
         """A certificate that began two days ago and ends `lasts` from now, which may be in the past."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names: list[x509.GeneralName] = [x509.DNSName(host)]
+        if host == "localhost":
+            names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
         builder = self._builder(_name(name), key, lasts).add_extension(x509.SubjectAlternativeName(names), False)
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         pair.certificate.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))

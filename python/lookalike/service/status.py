@@ -47,6 +47,8 @@ _CLASSES = {code.value[0]: kind for kind, code in _CODES} | {
     grpc.StatusCode.DEADLINE_EXCEEDED.value[0]: errors.Unavailable,
     grpc.StatusCode.OUT_OF_RANGE.value[0]: errors.InvalidInput,
 }
+# What gRPC says, as a plain UNAVAILABLE, where it is the client that will not have the server; no retry helps there.
+_NOT_TRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 # How long a client does well to wait before it tries again.
 _RETRY_SECONDS = {grpc.StatusCode.RESOURCE_EXHAUSTED: 30, grpc.StatusCode.UNAVAILABLE: 2}
 
@@ -112,6 +114,10 @@ def from_rpc_error(error: Any) -> errors.LookalikeError:
                 break
             if status.code == code.value[0]:
                 return from_status(status)
+    if code is grpc.StatusCode.UNAVAILABLE and any(text in details for text in _NOT_TRUSTED):
+        return errors.Unauthenticated(
+            f"the server's certificate is not trusted: {details}", reason="SERVER_NOT_TRUSTED"
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.Unavailable("no answer within the time-out", reason="DEADLINE_EXCEEDED")
     return from_status(status_pb2.Status(code=code.value[0], message=details or code.name))

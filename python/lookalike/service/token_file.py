@@ -146,6 +146,7 @@ class TokenFile:
         Raises:
             NotFound: no such token.
         """
+        _of(_load(self.path), token_id)  # before a folder is made for nothing
         with self._changing() as tokens:
             token = _of(tokens, token_id)
             token = tokens[token.id] = replace(token, revoked=token.revoked or self._now())
@@ -157,6 +158,7 @@ class TokenFile:
         Raises:
             NotFound: no such token. FailedPrecondition: it has ended, so that nobody should have another for it.
         """
+        _of(_load(self.path), token_id)
         now = self._now()
         with self._changing() as tokens:
             old = _of(tokens, token_id)
