@@ -105,5 +105,5 @@ def test_a_client_gets_in_with_its_files_and_does_what_its_token_allows(
     (tmp_path / "read").write_text("lk_0_wrong")
     assert run(["client", "list", *where, *may_not]) == 9
     assert "no valid token" in capsys.readouterr().err
-    without_certificate = [*where[:4], "--timeout", "0.1", *may]
+    without_certificate = [*where[:4], "--timeout", "1", *may]
     assert run(["client", "list", *without_certificate]) == 7

@@ -197,6 +197,26 @@ async def test_a_call_without_a_key_is_refused(runtime: TorchServeRuntime) -> No
     await client.close()
 
 
+def _places(group: int, log: Path, secrets: list[str]) -> set[str]:
+    """Where any of the secrets can be found by who looks at processes, the log, or files that others may read."""
+    work_dir = Path(psutil.Process(group).cwd())
+    assert work_dir.stat().st_mode & 0o077 == 0
+    texts = {path.name: path.read_text() for path in (log, *work_dir.iterdir()) if path.is_file()}
+    for process in alive(group):
+        texts[f"process {process.name()}"] = " ".join([*process.cmdline(), *process.environ().values()])
+    return {name for name, text in texts.items() if any(secret in text for secret in secrets)}
+
+
+@module_loop
+async def test_its_keys_are_ours_alone(runtime: TorchServeRuntime) -> None:
+    assert runtime._server is not None
+    process = runtime._server.process
+    keys = process.keys()
+    assert keys is not None
+    secrets = [keys.inference.token, keys.management.token, keys.api]
+    assert _places(process.pid, runtime.log_file, secrets) == {"key_file.json"}
+
+
 @module_loop
 async def test_an_archive_of_another_checkpoint_is_refused(
     runtime: TorchServeRuntime, config: TorchServeConfig

@@ -26,6 +26,7 @@ from lookalike.service.token_file import TokenFile
 RULES_HERE = {
     "/test/Who": Rule(Scope.READ),
     "/test/Stream": Rule(Scope.READ),
+    "/test/Upload": Rule(Scope.READ),
     "/test/Held": Rule(Scope.READ, "read", lambda request, response: {"answered": response is not None}),
 }
 
@@ -41,6 +42,8 @@ class Service(grpc.GenericRpcHandler):
         name = call_details.method.rpartition("/")[2]
         if name == "Stream":
             return grpc.unary_stream_rpc_method_handler(self.stream)
+        if name == "Upload":
+            return grpc.stream_unary_rpc_method_handler(self.who)
         return grpc.unary_unary_rpc_method_handler({"Who": self.who, "Held": self.hold, "NoRule": self.who}[name])
 
     async def who(self, request: bytes, context: Any) -> bytes:
@@ -120,6 +123,15 @@ async def test_a_method_without_a_rule_is_refused(tmp_path: Path) -> None:
         await _refused(method, running.metadata(), grpc.StatusCode.PERMISSION_DENIED)
         await _refused(method, (), grpc.StatusCode.UNAUTHENTICATED)
         assert [line["why"] for line in running.lines()] == ["no rule", "no bearer token"]
+        assert {line["method"] for line in running.lines()} == {"(no method of ours)"}
+
+
+async def test_streams_of_requests_which_cannot_be_noted_are_refused(tmp_path: Path) -> None:
+    async with Running(tmp_path) as running:
+        upload = running.channel.stream_unary("/test/Upload")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await upload(iter([b""]), metadata=running.metadata(), timeout=SECONDS)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_what_is_refused_is_not_read(tmp_path: Path) -> None:

@@ -163,6 +163,9 @@ def _settings(archive: Path, ports: Mapping[str, int]) -> dict[str, str]:
         "model_store": str(archive.parent),
         "load_models": f"{MODEL_NAME}={archive.name}",
         "allowed_urls": re.escape(archive.as_uri()),
+        # Its defaults, which it says could change: a key for every call, and no models but the one it starts with.
+        "disable_token_authorization": "false",
+        "enable_model_api": "false",
     }
 
 

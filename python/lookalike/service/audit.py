@@ -36,6 +36,7 @@ class AuditLog:
         self.path = path
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit")
         self._sync: asyncio.TimerHandle | None = None
+        self._torn = False
         self._minute = 0
         self._refusals = 0
         self._open()

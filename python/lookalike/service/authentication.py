@@ -68,9 +68,12 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             if handler is None:
                 return None  # UNIMPLEMENTED
             rule = self._permit(caller, method)
+            if handler.request_streaming and rule != Rule(None):
+                # What is passed on as it is, as reflection, must not care who calls.
+                raise _Refused(_closed(method), "no rule", caller)
         except _Refused as refused:
             return self._refusal(method, refused)
-        if handler.request_streaming:  # reflection alone; it knows no callers
+        if handler.request_streaming:
             return handler  # type: ignore[no-any-return]
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
@@ -106,8 +109,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
     def _permit(self, caller: Caller, method: str) -> Rule:
         rule = self._rules.get(method)
         if rule is None:
-            error = PermissionDenied(f"{method} is open to nobody", reason="METHOD_NOT_PERMITTED")
-            raise _Refused(error, "no rule", caller)
+            raise _Refused(_closed(method), "no rule", caller)
         if rule.scope is not None and rule.scope not in caller.scopes:
             error = PermissionDenied(f"this needs a token with the scope '{rule.scope}'", reason="SCOPE_MISSING")
             raise _Refused(error, f"no scope {rule.scope}", caller)
@@ -125,8 +127,11 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             raise _unauthenticated()
 
     def _refusal(self, method: str, refused: _Refused) -> grpc.RpcMethodHandler[Any, Any]:
+        # What a stranger writes there is not for a log.
+        named = method if method in self._rules else "(no method of ours)"
+
         async def refuse(_: Any, context: Any) -> None:
-            await self._audit.note_refusal(why=refused.why, **_who(refused.caller, method, context))
+            await self._audit.note_refusal(why=refused.why, **_who(refused.caller, named, context))
             await abort(context, refused.error, method)
 
         # On the wire a call of one message is a stream of one: refused so, its request is never read.
@@ -169,7 +174,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
             def ended(_: Any) -> None:
                 code = "CANCELLED" if context.cancelled() else _code(context, "OK")
-                self._spawn(self._audit.note(rule.event, **line, phase="end", code=code, members=members))
+                self._spawn(self._note_end(rule.event, **line, phase="end", code=code, members=members))
 
             try:
                 if rule.event:
@@ -185,6 +190,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
+    async def _note_end(self, event: str, **fields: object) -> None:
+        with suppress(Unavailable):  # logged; nobody is there to be told
+            await self._audit.note(event, **fields)
+
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -194,6 +203,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
 def _unauthenticated() -> Unauthenticated:
     return Unauthenticated("no valid token came with the call: send 'authorization: Bearer TOKEN'", reason=REASON)
+
+
+def _closed(method: str) -> PermissionDenied:
+    return PermissionDenied(f"{method} is open to nobody", reason="METHOD_NOT_PERMITTED")
 
 
 def _unreadable() -> Unavailable:

@@ -202,6 +202,8 @@ async def _data_dir(path: Path) -> AsyncIterator[Path]:
 
 def _make_data_dir(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True, mode=0o700)  # seeds and audiences are people
+    if path.stat().st_mode & 0o077:
+        _log.warning("others on this machine may look into %s, where seeds and audiences are: chmod 700 it", path)
     for name in ("jobs", "audiences"):
         (path / name).mkdir(parents=True, exist_ok=True)
     return path.absolute()
