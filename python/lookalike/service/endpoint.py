@@ -1,12 +1,19 @@
 """Where the front listens and how: TLS with certificates that are read again when they change, or plainly on loopback.
 
-Knows gRPC's credentials and the configuration; knows neither tokens nor callers.
+gRPC can ask a Python function for certificates at each handshake. It then holds a lock that stopping an asyncio server
+takes too, while that holds the interpreter: a handshake in the wrong moment, and the process hangs for good. So a
+renewed certificate gets a server of its own on the same port, and the former one is drained.
+
+Knows gRPC's servers and the configuration; knows neither tokens nor callers.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +26,15 @@ from lookalike.pem import read_authorities, read_pair
 
 _log = logging.getLogger(__name__)
 
-# A connection that is in use is not asked for its certificate again. So it is replaced once an hour, which lets the
-# calls on it end in peace: a client authority that was taken out of the file keeps nobody in for longer than that.
-MAX_CONNECTION_SECONDS = 3600
+LOOK_SECONDS = 2.0  # between two looks at the files
+# Calls may go on for so long with the certificates they began with; none that waits takes longer.
+DRAIN_SECONDS = 3600.0
+
+MakeServer = Callable[[list[tuple[str, int]]], grpc.aio.Server]
 
 
 class Endpoint:
-    """What `service.listen`, `service.tls_*` and `service.insecure` ask for.
+    """What `service.listen`, `service.tls_*` and `service.insecure` ask for. `open`, `start` and `stop` it, once.
 
     Raises:
         InvalidInput: they contradict each other, would let anybody in, or name files that are no certificates.
@@ -34,57 +43,103 @@ class Endpoint:
 
     def __init__(self, config: ServiceConfig) -> None:
         check_address(config.listen, field="service.listen")
-        self._listen = config.listen
+        self._address = config.listen
         self._certificates = _certificates(config)
+        self._make: MakeServer | None = None
+        self._server: grpc.aio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._draining: dict[grpc.aio.Server, asyncio.Task[None]] = {}
 
-    @property
-    def options(self) -> Sequence[tuple[str, int]]:
-        """For the server."""
-        return [("grpc.max_connection_age_ms", MAX_CONNECTION_SECONDS * 1000)] if self._certificates else []
+    def open(self, make: MakeServer) -> str:
+        """Take the address; returns it, with the port that was found where 0 was asked for.
 
-    def open(self, server: grpc.aio.Server) -> str:
-        """Let the server listen; returns the address, with the port that was found where 0 was asked for.
+        Args:
+            make: a new server with all its services, with the given options added to its own.
 
         Raises:
             Unavailable: the address is taken, or is not this machine's.
         """
+        self._make = make
         try:
             if self._certificates is None:
-                port = server.add_insecure_port(self._listen)
+                # Two servers on one port would share the calls between them.
+                self._server = make([("grpc.so_reuseport", 0)])
+                port = self._server.add_insecure_port(self._address)
             else:
-                port = server.add_secure_port(self._listen, self._certificates.credentials())
-        except RuntimeError as error:
-            raise Unavailable(f"cannot listen on {self._listen}: {error}", reason="ADDRESS_IN_USE") from error
-        return f"{self._listen.rpartition(':')[0]}:{port}"
+                _check_free(self._address)
+                self._server, port = self._secure(self._certificates.credentials)
+        except (OSError, RuntimeError) as error:
+            raise Unavailable(f"cannot listen on {self._address}: {error}", reason="ADDRESS_IN_USE") from error
+        self._address = f"{self._address.rpartition(':')[0]}:{port}"
+        return self._address
+
+    async def start(self) -> None:
+        """Answer calls, and from now on look at the certificates."""
+        assert self._server is not None
+        await self._server.start()
+        if self._certificates is not None:
+            self._watch = asyncio.create_task(self._renew(self._certificates), name="certificates")
+
+    async def stop(self, grace: float) -> None:
+        """Take no more calls, and end those that run after `grace` seconds."""
+        for task in filter(None, (self._watch, *self._draining.values())):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        servers = [*self._draining, *filter(None, (self._server,))]
+        await asyncio.gather(*(server.stop(grace) for server in servers))
+
+    def _secure(self, credentials: grpc.ServerCredentials) -> tuple[grpc.aio.Server, int]:
+        assert self._make is not None
+        server = self._make([("grpc.so_reuseport", 1)])
+        return server, server.add_secure_port(self._address, credentials)
+
+    async def _renew(self, certificates: Certificates) -> None:
+        """Until cancelled: whenever the files change, a new server, whose clients all show their certificates anew."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if not await asyncio.to_thread(certificates.changed):
+                continue
+            try:
+                fresh, _ = self._secure(certificates.credentials)
+                await fresh.start()
+            except RuntimeError as error:
+                _log.error("cannot listen on %s with the new certificate: %s", self._address, error)
+                continue
+            assert self._server is not None
+            former, self._server = self._server, fresh
+            self._draining[former] = asyncio.create_task(self._drain(former))
+            _log.info("new connections to %s get the new certificate", self._address)
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        await server.stop(DRAIN_SECONDS)
+        del self._draining[server]
 
 
 class Certificates:
-    """The server's chain and key, and the authorities of its clients', as the files are now."""
+    """The server's chain and key, and the authorities of its clients', as the files were when they were last good.
+
+    With authorities, a client that has no certificate of theirs does not get as far as a call.
+    """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         """Raises as `read_pair` and `read_authorities`."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._seen = self._look()
-        self._first = self._load()
+        self.credentials = self._load()
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """For a port. With authorities, a client that has no certificate of theirs does not get as far as a call."""
-        required = self._client_ca is not None
-        return grpc.dynamic_ssl_server_credentials(self._first, self._changed, require_client_authentication=required)
-
-    def _changed(self) -> Any:
-        """Called by gRPC at each handshake: what the files hold now, or None where that is not new or no good."""
+    def changed(self) -> bool:
+        """Whether `credentials` are others than before, because the files are. Bad ones are logged, and not taken."""
         seen = self._look()
         if seen == self._seen:
-            return None
+            return False
         self._seen = seen
         try:
-            fresh = self._load()
+            self.credentials = self._load()
         except LookalikeError as error:  # perhaps only one of two files has been replaced yet: then they change again
             _log.error("the former certificate stays in use: %s", error)
-            return None
-        _log.info("%s is in use from now on", self._certificate)
-        return fresh
+            return False
+        return True
 
     def _look(self) -> list[Any]:
         looks: list[Any] = []
@@ -96,14 +151,14 @@ class Certificates:
                 looks.append(error.errno)
         return looks
 
-    def _load(self) -> Any:
+    def _load(self) -> grpc.ServerCredentials:
         certificate, key = read_pair(
             self._certificate, self._key, fields=("service.tls_certificate", "service.tls_key")
         )
-        authorities = None
-        if self._client_ca is not None:
-            authorities = read_authorities(self._client_ca, field="service.tls_client_ca")
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
+        if self._client_ca is None:
+            return grpc.ssl_server_credentials([(key, certificate)])
+        authorities = read_authorities(self._client_ca, field="service.tls_client_ca")
+        return grpc.ssl_server_credentials([(key, certificate)], authorities, require_client_auth=True)
 
 
 def _certificates(config: ServiceConfig) -> Certificates | None:
@@ -125,3 +180,13 @@ def _certificates(config: ServiceConfig) -> Certificates | None:
             field="service.listen",
         )
     return None
+
+
+def _check_free(address: str) -> None:
+    """Raises `OSError` where somebody listens: servers of ours share their port, which others of ours must not join."""
+    host, _, port = address.rpartition(":")
+    if int(port):
+        family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: ended connections are no matter
+            probe.bind(where)

@@ -130,26 +130,26 @@ async def _run(
     ready: Callable[[str], None],
     stop: asyncio.Event,
 ) -> None:
-    server = grpc.aio.server(
-        interceptors=[authentication, ErrorInterceptor((AUDIENCE_SERVICE, OPERATIONS_SERVICE))],
-        options=[
-            ("grpc.max_receive_message_length", config.max_message_mib * 2**20),
-            ("grpc.so_reuseport", 0),  # two servers on one port would share the calls between them
-            *endpoint.options,
-        ],
-    )
-    audience_pb2_grpc.add_AudienceServiceServicer_to_server(servicer, server)
-    operations_pb2_grpc.add_OperationsServicer_to_server(operations, server)
     checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     for name in (AUDIENCE_SERVICE, OPERATIONS_SERVICE):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    names = (AUDIENCE_SERVICE, OPERATIONS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
-    address = endpoint.open(server)
+
+    def make(options: list[tuple[str, int]]) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=[authentication, ErrorInterceptor((AUDIENCE_SERVICE, OPERATIONS_SERVICE))],
+            options=[("grpc.max_receive_message_length", config.max_message_mib * 2**20), *options],
+        )
+        audience_pb2_grpc.add_AudienceServiceServicer_to_server(servicer, server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(operations, server)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        names = (AUDIENCE_SERVICE, OPERATIONS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
+
+    address = endpoint.open(make)
     await dispatcher.start()
     try:
-        await server.start()
+        await endpoint.start()
         ready(address)
         await stop.wait()
     finally:
@@ -157,7 +157,7 @@ async def _run(
         servicer.accepting = False
         await checks.enter_graceful_shutdown()
         dispatcher.release_waiters()
-        await server.stop(config.shutdown_grace_seconds)
+        await endpoint.stop(config.shutdown_grace_seconds)
         await dispatcher.close()
 
 
