@@ -32,7 +32,8 @@ class Rule:
     members: Callable[[Any], int] = lambda message: 0
 
 
-_NAME = re.compile(r"(operations|audiences)/[0-9a-f]{32}")
+# Ids that the service draws, and those a caller may choose.
+_NAME = re.compile(r"(operations|audiences)/([0-9a-f]{32}|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)")
 
 
 def _resource(name: str) -> str:
