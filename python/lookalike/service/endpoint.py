@@ -10,10 +10,9 @@ Knows gRPC's servers and the configuration; knows neither tokens nor callers.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,8 @@ class Endpoint:
         self._address = config.listen
         self._certificates = _certificates(config)
         self._make: MakeServer | None = None
-        self._server: grpc.aio.Server | None = None
-        self._watch: asyncio.Task[None] | None = None
-        self._draining: dict[grpc.aio.Server, asyncio.Task[None]] = {}
+        self._servers: list[grpc.aio.Server] = []  # the last takes the calls, those before it are draining
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, make: MakeServer) -> str:
         """Take the address; returns it, with the port that was found where 0 was asked for.
@@ -63,11 +61,11 @@ class Endpoint:
         try:
             if self._certificates is None:
                 # Two servers on one port would share the calls between them.
-                self._server = make([("grpc.so_reuseport", 0)])
-                port = self._server.add_insecure_port(self._address)
+                self._servers.append(make([("grpc.so_reuseport", 0)]))
+                port = self._servers[-1].add_insecure_port(self._address)
             else:
                 _check_free(self._address)
-                self._server, port = self._secure(self._certificates.credentials)
+                port = self._add(self._certificates.credentials)
         except (OSError, RuntimeError) as error:
             raise Unavailable(f"cannot listen on {self._address}: {error}", reason="ADDRESS_IN_USE") from error
         self._address = f"{self._address.rpartition(':')[0]}:{port}"
@@ -75,24 +73,24 @@ class Endpoint:
 
     async def start(self) -> None:
         """Answer calls, and from now on look at the certificates."""
-        assert self._server is not None
-        await self._server.start()
+        await self._servers[-1].start()
         if self._certificates is not None:
-            self._watch = asyncio.create_task(self._renew(self._certificates), name="certificates")
+            self._spawn(self._renew(self._certificates))
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, and end those that run after `grace` seconds."""
-        for task in filter(None, (self._watch, *self._draining.values())):
+        for task in self._tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        servers = [*self._draining, *filter(None, (self._server,))]
-        await asyncio.gather(*(server.stop(grace) for server in servers))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
 
-    def _secure(self, credentials: grpc.ServerCredentials) -> tuple[grpc.aio.Server, int]:
+    def _add(self, credentials: grpc.ServerCredentials) -> int:
+        """Another server for the address; returns the port."""
         assert self._make is not None
         server = self._make([("grpc.so_reuseport", 1)])
-        return server, server.add_secure_port(self._address, credentials)
+        port = server.add_secure_port(self._address, credentials)
+        self._servers.append(server)
+        return port
 
     async def _renew(self, certificates: Certificates) -> None:
         """Until cancelled: whenever the files change, a new server, whose clients all show their certificates anew."""
@@ -101,19 +99,24 @@ class Endpoint:
             if not await asyncio.to_thread(certificates.changed):
                 continue
             try:
-                fresh, _ = self._secure(certificates.credentials)
-                await fresh.start()
+                self._add(certificates.credentials)
             except RuntimeError as error:
                 _log.error("cannot listen on %s with the new certificate: %s", self._address, error)
                 continue
-            assert self._server is not None
-            former, self._server = self._server, fresh
-            self._draining[former] = asyncio.create_task(self._drain(former))
+            former, fresh = self._servers[-2:]
+            await fresh.start()
+            self._spawn(self._drain(former))
             _log.info("new connections to %s get the new certificate", self._address)
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         await server.stop(DRAIN_SECONDS)
-        del self._draining[server]
+        if server in self._servers:
+            self._servers.remove(server)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 class Certificates:
