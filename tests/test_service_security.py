@@ -638,6 +638,15 @@ def test_settings_that_contradict_each_other(sample_pool: Path, tmp_path: Path, 
     assert not (tmp_path / "data").exists()
 
 
+def test_a_port_that_another_service_has_is_not_shared(secured: Secured, sample_pool: Path, tmp_path: Path) -> None:
+    """Though servers of one service share theirs."""
+    tls = {"tls_certificate": secured.pair.certificate, "tls_key": secured.pair.key}
+    config = config_for(tmp_path / "other", insecure=False, listen=secured.running.address, **tls)
+    with pytest.raises(errors.Unavailable) as caught, front(config, sample_pool, ScriptedRuntime()):
+        pass
+    assert caught.value.reason == "ADDRESS_IN_USE"
+
+
 def test_with_tls_a_front_may_listen_anywhere(start: Start) -> None:
     secured = start(listen="0.0.0.0:0")
     secured.running.address = secured.running.address.replace("0.0.0.0", "127.0.0.1")
