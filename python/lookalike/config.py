@@ -149,13 +149,44 @@ class ServiceConfig:
 
     listen: str = "127.0.0.1:8500"  # port 0: any free one, printed at start
     data_dir: Path = Path("lookalike-data")  # operations.db, jobs/, audiences/
+    # postgresql://user@host/database: several servers may then share it, and data_dir with it. Empty: operations.db.
+    database_url: str = ""
     runtime: Literal["torchserve", "inprocess"] = "torchserve"
     seeds_dir: Path | None = None  # where a request's `seeds_path` may point; without it such requests are refused
-    max_queued: AtLeastOne = 1000
+    max_queued: AtLeastOne = 1000  # of all tenants
+    # After so long without a sign of life from the server that runs an operation, another one takes it over.
+    lease_seconds: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 15.0
+    operation_days: NotNegative = 30.0  # done operations are forgotten after so long; 0: never
+    audience_days: NotNegative = 0.0  # audiences are removed after so long; 0: never
     max_attempts: AtLeastOne = 5  # runs of one job before a worker that keeps dying fails it
     max_message_mib: AtLeastOne = 64
     page_size: AtLeastOne = 1000
     shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantQuota:
+    """What one tenant may; None: as everyone."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    queued: AtLeastOne | None = None
+    running: AtLeastOne | None = None
+    per_day: AtLeastOne | None = None
+    weight: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuotasConfig:
+    """What every tenant may, and who may more or less."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    queued: AtLeastOne = 1000  # operations
+    running: AtLeastZero = 0  # at once; more wait in the queue; 0: as many as there are workers
+    per_day: AtLeastZero = 0  # accepted from midnight to midnight UTC; 0: no limit
+    weight: Positive = 1.0  # share of the workers while several tenants want them
+    tenants: dict[str, TenantQuota] = field(default_factory=dict)  # by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +200,7 @@ class Config:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     torchserve: TorchServeConfig = field(default_factory=TorchServeConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
+    quotas: QuotasConfig = field(default_factory=QuotasConfig)
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = (), *, base: Config | None = None) -> Config:
