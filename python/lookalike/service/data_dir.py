@@ -2,23 +2,29 @@
 
 `jobs/ID` has an active operation's people, `audiences/ID` finished audiences, `audiences/ID.partial-*` the work of
 running ones. With SQLite one server owns the folder; with PostgreSQL several share it, all on the same database. Knows
-files and locks, and ids by what they mean; knows no operation.
+files, locks and the database's name; knows no operation.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Set
+from collections.abc import AsyncIterator
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from lookalike.errors import FailedPrecondition
 from lookalike.files import write_whole
+from lookalike.service.database import MIGRATION_LOCK, Database, lock
+from lookalike.service.records import INSTALLATION
 
 # A folder that no operation knows of may be one whose operation another server is just accepting, or, among audiences,
 # one that a restored database has forgotten.
@@ -37,32 +43,10 @@ class DataDir:
         self.audiences = path / "audiences"
         self.shared = shared
 
-    def bind(self, database_id: str) -> None:
-        """Tie the folder to a database for good: by another one's records, everything here would look forgotten.
-
-        Raises:
-            FailedPrecondition: it is tied to another one.
-        """
-        path = self.path / "database-id"
-        try:
-            bound = path.read_text().strip()
-        except FileNotFoundError:
-            if not (self.shared and (self.path / "operations.db").exists()):
-                write_whole(path, f"{database_id}\n".encode())
-                return
-            bound = "of operations.db"
-        if bound != database_id:
-            raise FailedPrecondition(
-                f"{self.path} belongs to another operations database ({bound}): choose the database it was used with, "
-                "or another service.data_dir",
-                field="service.data_dir",
-                reason="DATA_DIR_OF_ANOTHER_DATABASE",
-            )
-
     def remove_audience(self, audience_id: str) -> None:
         shutil.rmtree(self.audiences / audience_id, ignore_errors=True)
 
-    def clear(self, active: Set[str], audiences: Set[str], *, alone: bool) -> None:
+    def clear(self, active: AbstractSet[str], audiences: AbstractSet[str], *, alone: bool) -> None:
         """Remove what belongs to no operation any more.
 
         Args:
@@ -77,13 +61,42 @@ class DataDir:
                 shutil.rmtree(folder, ignore_errors=True)
         for folder in self.audiences.iterdir():
             owner, _, rest = folder.name.partition(".")
-            whole = not rest and _ID.fullmatch(owner)
-            if whole and owner not in audiences and _age(folder) >= UNKNOWN_AUDIENCE_SECONDS:
+            if rest.startswith(("partial-", "tmp-")):
+                left = staged if owner not in active or (alone and rest.startswith("tmp-")) else math.inf
+            else:
+                left = math.inf if owner in audiences or rest or not _ID.fullmatch(owner) else UNKNOWN_AUDIENCE_SECONDS
+            if _age(folder) >= left:
                 shutil.rmtree(folder, ignore_errors=True)
-            elif rest.startswith("partial-") and owner not in active and _age(folder) >= staged:
-                shutil.rmtree(folder, ignore_errors=True)
-            elif rest.startswith("tmp-") and (alone or owner not in active) and _age(folder) >= staged:
-                shutil.rmtree(folder, ignore_errors=True)
+
+
+async def bind(folder: DataDir, database: Database) -> None:
+    """Tie a data folder and a database to each other for good: by another one's records, all here would look forgotten.
+
+    Raises:
+        FailedPrecondition: one of them is tied to another one.
+    """
+    await database.run(lambda connection: _bind(folder, database.id, connection))
+
+
+def _bind(folder: DataDir, database_id: str, connection: sa.Connection) -> None:
+    lock(connection, MIGRATION_LOCK)  # two servers may be the first ones at once
+    path = folder.path / "database-id"
+    try:
+        bound = path.read_text().strip()
+    except FileNotFoundError:
+        free = sa.not_(INSTALLATION.c.bound)
+        first = connection.execute(INSTALLATION.update().where(free).values(bound=True)).rowcount == 1
+        if not folder.shared or (first and not (folder.path / "operations.db").exists()):
+            write_whole(path, f"{database_id}\n".encode())
+            return
+        bound = "operations.db" if first else "none"
+    if bound != database_id:
+        raise FailedPrecondition(
+            f"{folder.path} is not the data folder of this operations database ({database_id}; the folder's is "
+            f"{bound}): choose the service.data_dir and the service.database_url that were used together",
+            field="service.data_dir",
+            reason="DATA_DIR_OF_ANOTHER_DATABASE",
+        )
 
 
 @asynccontextmanager
@@ -93,12 +106,11 @@ async def data_dir(path: Path, *, shared: bool) -> AsyncIterator[DataDir]:
     Raises:
         FailedPrecondition: another server uses it, and one of the two does not share.
     """
-    opened = DataDir(path.absolute(), shared=shared)
-    await asyncio.to_thread(_make, opened)
-    lock = os.open(opened.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    opened = await asyncio.to_thread(_make, path, shared)
+    descriptor = os.open(opened.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FailedPrecondition(
                 f"another server uses {path}; stop it or choose another service.data_dir",
@@ -107,12 +119,14 @@ async def data_dir(path: Path, *, shared: bool) -> AsyncIterator[DataDir]:
             ) from error
         yield opened
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
-def _make(opened: DataDir) -> None:
+def _make(path: Path, shared: bool) -> DataDir:
+    opened = DataDir(path.absolute(), shared=shared)
     for folder in (opened.jobs, opened.audiences):
         folder.mkdir(parents=True, exist_ok=True)
+    return opened
 
 
 def _age(path: Path) -> float:

@@ -223,8 +223,8 @@ def _check_names(request: audience_pb2.ExpandAudienceRequest, violations: list[L
     if request.audience_id and not is_own_id(request.audience_id):
         violations.append(
             InvalidInput(
-                "an audience_id is a lower-case letter, then up to 62 lower-case letters, digits and hyphens, not ending "
-                "in a hyphen, nor 32 hexadecimal digits; leave it out to have one chosen",
+                "an audience_id is a lower-case letter, then up to 62 lower-case letters, digits and hyphens, not "
+                "ending in a hyphen, nor 32 hexadecimal digits; leave it out to have one chosen",
                 field="audience_id",
             )
         )

@@ -78,7 +78,7 @@ class Leases:
     def finish(
         self, connection: sa.Connection, operation: Operation, state: State, error: LookalikeError | None = None
     ) -> bool:
-        """Make it done, and its audience known when it succeeded; false when it was ours no more: nothing is changed."""
+        """Make it done, and its audience known when it succeeded; false, and nothing done, when it was ours no more."""
         ended = now(connection)
         if not self._update(connection, operation, state=state.value, ended=ended, error=error_text(error)):
             return False
@@ -113,7 +113,7 @@ class Leases:
     ) -> list[Operation]:
         """Put what nobody runs any more back into its old places; returns what was cancelled instead, as was asked for.
 
-        That is what has no lease any more, but for `keep`, which runs here; or `everything`, when no other front can be.
+        That is what has no lease any more, but for `keep`, which runs here; or `everything`, when no other front is.
         """
         over = sa.or_(
             sa.literal(everything), OPERATIONS.c.lease_until.is_(None), OPERATIONS.c.lease_until < now(connection)
@@ -122,9 +122,9 @@ class Leases:
 
     def _turns(self, connection: sa.Connection) -> Sequence[Turn]:
         running = sa.select(OPERATIONS.c.tenant, sa.func.count()).where(_RUNNING).group_by(OPERATIONS.c.tenant)
-        counts = {tenant: count for tenant, count in connection.execute(running)}
+        counts = {row[0]: row[1] for row in connection.execute(running)}
         turns = sa.select(TENANTS.c.tenant, TENANTS.c.start).where(TENANTS.c.start.is_not(None))
-        starts = {tenant: start for tenant, start in connection.execute(turns)}
+        starts = {row[0]: row[1] for row in connection.execute(turns)}
         heads = (
             sa.select(OPERATIONS.c.tenant, sa.func.min(OPERATIONS.c.due)).where(_QUEUED).group_by(OPERATIONS.c.tenant)
         )

@@ -140,6 +140,7 @@ INSTALLATION = sa.Table(  # one row
     "installation",
     METADATA,
     sa.Column("id", sa.String(32), primary_key=True),  # drawn when the database was made
+    sa.Column("bound", sa.Boolean, nullable=False),  # to a data folder
     sa.Column("run_seconds", sa.Float),  # of successful operations, a mean in which the last ones weigh most
 )
 

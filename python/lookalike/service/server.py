@@ -25,7 +25,7 @@ from lookalike.runtime.job import Runtime
 from lookalike.schema import FeatureSchema
 from lookalike.service.audience_service import AudienceServicer
 from lookalike.service.audiences import AudienceStore
-from lookalike.service.data_dir import DataDir, data_dir
+from lookalike.service.data_dir import DataDir, bind, data_dir
 from lookalike.service.database import Database, database_url
 from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.door import Door
@@ -76,7 +76,7 @@ async def serve(
     async with data_dir(service.data_dir, shared=bool(service.database_url)) as folder:
         database = await Database.open(url)
         try:
-            await asyncio.to_thread(folder.bind, database.id)
+            await bind(folder, database)
             quotas = Quotas(config.quotas)
             store = OperationStore(database, quotas, max_queued=service.max_queued)
             dispatcher = Dispatcher(

@@ -56,9 +56,13 @@ def upgrade() -> None:
         sa.Column("accepted", sa.Integer, nullable=False),
     )
     op.create_table(
-        "installation", sa.Column("id", sa.String(32), primary_key=True), sa.Column("run_seconds", sa.Float)
+        "installation",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("bound", sa.Boolean, nullable=False),
+        sa.Column("run_seconds", sa.Float),
     )
-    connection.execute(sa.text("INSERT INTO installation (id) VALUES (:id)"), {"id": uuid.uuid4().hex})
+    added = sa.text("INSERT INTO installation (id, bound) VALUES (:id, :bound)")
+    connection.execute(added, {"id": uuid.uuid4().hex, "bound": False})
     op.execute("DELETE FROM schema_version")
     op.execute("INSERT INTO schema_version (version) VALUES (2)")  # so that a server from before Alembic refuses it
 
