@@ -83,8 +83,9 @@ class Database:
         return Database(engine, threads, name)
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._engine.dispose)
-        self._threads.shutdown()
+        """Wait for the work that runs, also where nobody waits for it any more, and close all connections."""
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._engine.dispose)
 
     def run(self, work: Callable[[sa.Connection], _T]) -> asyncio.Future[_T]:
         """Run `work` on a thread, in one transaction: the event loop never waits for a disk or a server.
