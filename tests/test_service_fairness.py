@@ -8,9 +8,11 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from operations import operation
 
 from lookalike.config import QuotasConfig, TenantQuota
 from lookalike.service.fairness import Quota, Quotas, Waiting
+from lookalike.service.records import PRIORITY_SECONDS, Priority
 
 TENANTS = "abcd"
 WEIGHTS = st.dictionaries(st.sampled_from(TENANTS), st.sampled_from([0.5, 1.0, 2.0, 4.0]))
@@ -60,7 +62,7 @@ def test_whoever_waits_is_passed_no_more_often_than_weights_say(
         else:
             queues.queued[event] += 1
     queues.running.clear()
-    queues.queued = Counter({tenant: greed * 1000 for tenant in TENANTS}) + Counter({victim: 1})
+    queues.queued = Counter(dict.fromkeys(TENANTS, 1000 * greed))
     passed: Counter[str] = Counter()
     for _ in range(1000):
         tenant = queues.serve()
@@ -102,6 +104,16 @@ def test_an_idle_tenant_saves_nothing_up(weights: dict[str, float], idle: int) -
     weight_a, weight_b = weights.get("a", 1.0), weights.get("b", 1.0)
     first_a = served.index("a")
     assert first_a <= math.ceil(weight_b / weight_a) + 1
+
+
+@given(accepted=st.lists(st.tuples(st.integers(0, 5000), st.sampled_from(Priority)), min_size=1))
+def test_no_priority_lets_an_operation_wait_for_ever(accepted: list[tuple[int, Priority]]) -> None:
+    orders = [operation(str(n), created=then, priority=priority) for n, (then, priority) in enumerate(accepted)]
+    queue = sorted(orders, key=lambda one: one.due)
+    for n, before in enumerate(queue):
+        for after in queue[n + 1 :]:
+            ahead = before.priority - after.priority
+            assert before.created <= after.created + ahead * PRIORITY_SECONDS
 
 
 def test_the_fewest_running_come_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,7 +141,5 @@ def test_what_is_no_filter_is_refused(text: str) -> None:
 
 @given(text=st.text(alphabet="()-=!<>\"'\\ \t\0azANDORNOT019:.é") | st.text())
 def test_nothing_breaks_the_parser(connection: sa.Connection, text: str) -> None:
-    try:
+    with contextlib.suppress(InvalidInput):
         found(connection, text)
-    except InvalidInput as error:
-        assert error.field == "filter"

@@ -26,6 +26,7 @@ from lookalike import errors
 from lookalike.client import Client, Expansion
 from lookalike.dataset.layout import Dataset
 from lookalike.pool.snapshot import Pool
+from lookalike.service.leases import Leases
 from lookalike.service.server import AUDIENCE_SERVICE, OPERATIONS_SERVICE
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
@@ -353,6 +354,23 @@ def test_a_job_that_had_published_before_the_crash_is_not_run_again(sample_pool:
         assert metadata.users_scored == metadata.users_total == 1000
     assert again.jobs == []
     assert not staged.exists()
+
+
+def test_an_end_that_cannot_be_noted_is_noted_later(
+    client: Client, runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, failures = Leases.finish, [errors.Unavailable("no database")]
+
+    async def failing(*args: object) -> object:
+        if failures:
+            raise failures.pop()
+        return await finish(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Leases, "finish", failing)
+    expansion = order(client)
+    assert expansion.result(SECONDS).size == 5
+    assert failures == []
+    assert len(runtime.jobs) == 1  # its audience was there
 
 
 def test_the_server_stops_in_time_while_a_job_runs_and_a_client_waits(sample_pool: Path, tmp_path: Path) -> None:

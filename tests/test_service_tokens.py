@@ -10,12 +10,12 @@ from lookalike import errors
 from lookalike.service import tokens
 
 
-@given(position=st.integers(0, 2**63), listing=st.text())
+@given(position=st.integers(0, 2**63 - 1), listing=st.text())
 def test_there_and_back(position: int, listing: str) -> None:
     assert tokens.decode(tokens.encode(position, listing=listing), listing=listing, field="t") == position
 
 
-@given(position=st.integers(0, 2**63), listing=st.text(), other=st.text())
+@given(position=st.integers(0, 2**63 - 1), listing=st.text(), other=st.text())
 def test_another_listings_token_is_refused(position: int, listing: str, other: str) -> None:
     assume(listing != other)
     with pytest.raises(errors.InvalidInput) as caught:

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import grpc
 import pyarrow as pa
@@ -31,7 +31,6 @@ from lookalike.service.status import from_rpc_error, from_status
 from lookalike.v1 import audience_pb2, audience_pb2_grpc, campaign_pb2
 
 _T = TypeVar("_T")
-Priority: TypeAlias = Literal["LOW", "NORMAL", "HIGH"]
 UserIds: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[int | str]
 
 # A lost operation costs nothing to ask for again, so a client outlasts a restart of the server of about this long.
@@ -69,7 +68,7 @@ class Client:
         random_seed: int = 0,
         request_id: str = "",
         audience_id: str = "",
-        priority: Priority = "NORMAL",
+        priority: str = "NORMAL",
     ) -> Expansion:
         """Order an expansion; returns as soon as it is accepted.
 
@@ -87,10 +86,11 @@ class Client:
             random_seed: the same request with the same seed gives the same audience.
             request_id: the same id never orders twice; a new one by default, so that this call may be repeated safely.
             audience_id: the audience will be `audiences/{audience_id}`; the server chooses by default.
-            priority: among your own operations.
+            priority: LOW, NORMAL or HIGH, among your own operations.
 
         Raises:
-            InvalidInput: the request is wrong. AlreadyExists: `request_id` or `audience_id` was used with other content.
+            InvalidInput: the request is wrong. AlreadyExists: `request_id` or `audience_id` was used with other
+                content.
             QuotaExceeded: too many are queued, or were ordered today; `retry_seconds` says when to come again.
             Unavailable: no server there.
         """
@@ -98,7 +98,7 @@ class Client:
         _restrict(request, filter, exclude, exclude_path)
         request.request_id = request_id or str(uuid.uuid4())
         request.audience_id = audience_id
-        request.priority = _named("priority", lambda: audience_pb2.Priority.Value(f"PRIORITY_{priority}"))
+        request.priority = _named("priority", lambda: audience_pb2.Priority.Value(f"PRIORITY_{priority.upper()}"))
         return Expansion(self, self._retry(self._audiences.ExpandAudience, request).name)
 
     def validate(
@@ -114,8 +114,8 @@ class Client:
         exclude: UserIds = (),
         exclude_path: str = "",
     ) -> audience_pb2.Validation:
-        """Check an order without placing it: how many seeds and exclusions the pool knows, whether the seeds suffice, the
-        size in users, and about how long it would wait and run.
+        """Check an order without placing it: how many seeds and exclusions the pool knows, whether the seeds suffice,
+        the size in users, and about how long it would wait and run.
 
         Raises:
             As `expand`.

@@ -309,7 +309,7 @@ class Dispatcher:
                     self.wake()
                 if time.monotonic() - renewed >= min(RENEW_SECONDS, self._leases.lease_seconds / 4):
                     renewed = time.monotonic()
-                    if self._running:
+                    if self._running and self._leases.shared:
                         await self._renew()
                     await self._take_over()
                 if not self._leases.shared:
