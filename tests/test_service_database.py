@@ -203,6 +203,8 @@ async def test_a_connection_that_breaks_is_unavailable_and_replaced(postgres: Pa
 
     async with stores(new_database(postgres), tmp_path) as both:
         await both.create("a")
+        patience = sa.text("SHOW idle_in_transaction_session_timeout")
+        assert await both.database.run(lambda c: c.scalar(patience)) == "10s"
         kill = sa.text("SELECT pg_terminate_backend(pg_backend_pid())")
         with pytest.raises(errors.Unavailable) as caught:
             await both.database.run(lambda c: c.execute(kill))

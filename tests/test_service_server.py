@@ -356,21 +356,22 @@ def test_a_job_that_had_published_before_the_crash_is_not_run_again(sample_pool:
     assert not staged.exists()
 
 
-def test_an_end_that_cannot_be_noted_is_noted_later(
-    client: Client, runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["begin_attempt", "finish"])
+def test_what_a_store_that_is_away_cannot_note_is_noted_later(
+    what: str, client: Client, runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish, failures = Leases.finish, [errors.Unavailable("no database")]
+    works, failures = getattr(Leases, what), [errors.Unavailable("no database")]
 
     async def failing(*args: object) -> object:
         if failures:
             raise failures.pop()
-        return await finish(*args)  # type: ignore[arg-type]
+        return await works(*args)
 
-    monkeypatch.setattr(Leases, "finish", failing)
+    monkeypatch.setattr(Leases, what, failing)
     expansion = order(client)
     assert expansion.result(SECONDS).size == 5
     assert failures == []
-    assert len(runtime.jobs) == 1  # its audience was there
+    assert len(runtime.jobs) == 1  # at the second time its audience was there
 
 
 def test_the_server_stops_in_time_while_a_job_runs_and_a_client_waits(sample_pool: Path, tmp_path: Path) -> None:

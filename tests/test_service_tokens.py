@@ -23,6 +23,11 @@ def test_another_listings_token_is_refused(position: int, listing: str, other: s
     assert (caught.value.field, caught.value.reason) == ("t", "INVALID_TOKEN")
 
 
+def test_a_position_that_no_database_can_hold_is_refused() -> None:
+    with pytest.raises(errors.InvalidInput):
+        tokens.decode(tokens.encode(2**63, listing="x"), listing="x", field="t")
+
+
 @given(st.text(min_size=1))
 def test_anything_else_is_refused(token: str) -> None:
     with pytest.raises(errors.InvalidInput):

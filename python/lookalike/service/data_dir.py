@@ -65,7 +65,7 @@ class DataDir:
                 left = staged if owner not in active or (alone and rest.startswith("tmp-")) else math.inf
             else:
                 left = math.inf if owner in audiences or rest or not _ID.fullmatch(owner) else UNKNOWN_AUDIENCE_SECONDS
-            if _age(folder) >= left:
+            if left < math.inf and _age(folder) >= left:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -143,9 +143,12 @@ def lock(connection: sa.Connection, name: int) -> None:
 
 def _open(url: sa.URL) -> tuple[sa.Engine, str]:
     sqlite = url.get_backend_name() == "sqlite"
-    engine = sa.create_engine(url) if sqlite else sa.create_engine(url, pool_size=CONNECTIONS, pool_pre_ping=True)
     if sqlite:
+        engine = sa.create_engine(url)
         _prepare_sqlite(engine)
+    else:
+        engine = sa.create_engine(_impatient(url), pool_size=CONNECTIONS, pool_pre_ping=True)
+        _prepare_postgresql(engine)
     shown = url.render_as_string(hide_password=True)
     try:
         with engine.begin() as connection:
@@ -170,6 +173,20 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _impatient(url: sa.URL) -> sa.URL:
+    """A server that has vanished is noticed, where the URL does not say how soon."""
+    return url.set(query={"connect_timeout": "10", "tcp_user_timeout": "20000", **url.query})
+
+
+def _prepare_postgresql(engine: sa.Engine) -> None:
+    @sa.event.listens_for(engine, "connect")
+    def set_timeouts(connection: Any, _: Any) -> None:
+        # A front that hangs in the middle of a transaction must not hold its locks against the others for ever.
+        connection.execute("SET idle_in_transaction_session_timeout = '10s'")
+        connection.execute("SET lock_timeout = '20s'")
+        connection.commit()
 
 
 def _unusable(error: sa.exc.DBAPIError, shown: str, *, sqlite: bool) -> LookalikeError:

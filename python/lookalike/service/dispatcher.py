@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +36,10 @@ RENEW_SECONDS = 1.0  # between two signs of life, at most; with the answer comes
 NO_RUN = (NOT_RUNNING, "EXPANSION_RUNNING")
 # Before a job whose worker died runs again; TorchServe needs about two seconds for a new worker.
 RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 20.0)
+
+
+class _NotOurs(Exception):
+    """An operation that cannot be gone on with: another front has it, or the store cannot tell."""
 
 
 @dataclass
@@ -121,9 +125,9 @@ class Dispatcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for operation in self._unfinished:
             try:
-                await self._leases.give_back(operation)
-            except Exception:  # then it is taken over later, by whoever finds it abandoned
-                _log.exception("cannot give operations/%s back to the queue", operation.id)
+                await self._end_cancelled(await self._leases.give_back(operation))
+            except Exception as error:  # then it is taken over later, by whoever finds it abandoned
+                _log.warning("cannot give operations/%s back to the queue: %s", operation.id, error)
         self.release_waiters()
 
     def release_waiters(self) -> None:
@@ -192,9 +196,8 @@ class Dispatcher:
             self._wake.clear()
             try:
                 await self._fill()
-            except Exception:  # the store fails; it may be well again, and nobody else would look
-                _log.exception("cannot read the queue; trying again")
-                await asyncio.sleep(PERSIST_SECONDS)
+            except Exception as error:  # the store fails; it may be well again, and nobody else would look
+                await _trouble("cannot read the queue", error)
                 self.wake()
 
     async def _fill(self) -> None:
@@ -213,8 +216,8 @@ class Dispatcher:
         operation = running.operation
         try:
             await self._run(running)
-        except Exception:
-            _log.exception("cannot note the end of operations/%s; it runs again", operation.id)
+        except Exception as error:
+            _log.warning("operations/%s goes back to the queue: %s", operation.id, error)
             self._unfinished.append(operation)
         except asyncio.CancelledError:  # we are being closed, or have lost it: then giving it back changes nothing
             self._unfinished.append(operation)
@@ -230,6 +233,8 @@ class Dispatcher:
         error: LookalikeError | None = None
         try:
             await self._attempts(running)
+        except _NotOurs:
+            raise
         except LookalikeError as raised:
             error = raised
         except Exception as raised:
@@ -255,7 +260,7 @@ class Dispatcher:
             return
         attempt = 0
         while True:
-            await self._leases.begin_attempt(operation)
+            await self._begin_attempt(operation)
             try:
                 await self._runtime.run(job, running.note)
                 return
@@ -280,6 +285,14 @@ class Dispatcher:
             if job.cancel_flag.exists():
                 raise Cancelled("cancelled by CancelOperation")
 
+    async def _begin_attempt(self, operation: Operation) -> None:
+        try:
+            ours = await self._leases.begin_attempt(operation)
+        except Exception as error:
+            raise _NotOurs(f"its run cannot be noted: {error}") from error
+        if not ours:
+            raise _NotOurs("another server has taken it over")
+
     async def _persist(self) -> None:
         while True:
             await asyncio.sleep(PERSIST_SECONDS)
@@ -288,8 +301,8 @@ class Dispatcher:
                     running.persisted = running.progress
                     try:
                         await self._note_progress(running)
-                    except Exception:
-                        _log.exception("cannot note the progress of operations/%s", running.operation.id)
+                    except Exception as error:
+                        _log.warning("cannot note the progress of operations/%s: %s", running.operation.id, error)
 
     async def _note_progress(self, running: _Running) -> None:
         if running.progress is not None:
@@ -304,7 +317,7 @@ class Dispatcher:
             await asyncio.sleep(TEND_SECONDS)
             try:
                 while self._unfinished:
-                    await self._leases.give_back(self._unfinished[0])
+                    await self._end_cancelled(await self._leases.give_back(self._unfinished[0]))
                     self._unfinished.pop(0)
                     self.wake()
                 if time.monotonic() - renewed >= min(RENEW_SECONDS, self._leases.lease_seconds / 4):
@@ -317,8 +330,8 @@ class Dispatcher:
                 for operation_id in await self._store.ended(list(self._ends)) if self._ends else ():
                     self._tell_end(operation_id)
                 self.wake()
-            except Exception:
-                _log.exception("cannot reach the queue; trying again")
+            except Exception as error:
+                await _trouble("cannot tend the queue", error)
 
     async def _renew(self) -> None:
         """Keep what we run, stop what is no longer ours, and hear of cancellations that another front was asked for."""
@@ -335,7 +348,10 @@ class Dispatcher:
                 running.cancel.set()
 
     async def _take_over(self, *, everything: bool = False) -> None:
-        for operation in await self._leases.requeue_abandoned(list(self._running), everything=everything):
+        await self._end_cancelled(await self._leases.requeue_abandoned(list(self._running), everything=everything))
+
+    async def _end_cancelled(self, operations: Sequence[Operation]) -> None:
+        for operation in operations:
             self._tell_end(operation.id)
             await self._forget_job(operation)
 
@@ -348,6 +364,15 @@ class Dispatcher:
         """Seeds are people: they are not kept longer than needed. The receipt holds their hash."""
         await asyncio.to_thread(shutil.rmtree, self._jobs / operation.id, ignore_errors=True)
         await asyncio.to_thread(discard, operation.job.output)
+
+
+async def _trouble(what: str, error: Exception) -> None:
+    """Say what fails and wait a moment: a store that is away is no defect, and says so itself."""
+    if isinstance(error, LookalikeError):
+        _log.warning("%s, trying again: %s", what, error)
+    else:
+        _log.error("%s, trying again", what, exc_info=error)
+    await asyncio.sleep(PERSIST_SECONDS)
 
 
 def _published(job: ExpansionJob) -> Receipt | None:

@@ -92,10 +92,10 @@ class Leases:
         return True
 
     @transaction
-    def give_back(self, connection: sa.Connection, operation: Operation) -> None:
-        """Put an operation of ours back into its old place in the queue; cancelled, if that was asked for."""
+    def give_back(self, connection: sa.Connection, operation: Operation) -> list[Operation]:
+        """Put an operation of ours back into its old place; returns it if it was cancelled instead, as asked for."""
         mine = (OPERATIONS.c.id == operation.id, OPERATIONS.c.fence == operation.fence)
-        _requeue(connection, sa.and_(*mine, OPERATIONS.c.owner == self._owner))
+        return _requeue(connection, sa.and_(*mine, OPERATIONS.c.owner == self._owner))
 
     @transaction
     def renew(self, connection: sa.Connection, operations: Collection[Operation]) -> dict[str, bool]:
