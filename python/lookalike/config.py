@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from lookalike.errors import InvalidInput
 
 _T = TypeVar("_T")
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 AtLeastOne = Annotated[int, Field(ge=1)]
 AtLeastZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -243,6 +244,13 @@ def _section(tree: dict[Any, Any], name: str) -> dict[Any, Any]:
     return section
 
 
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Kept, for making one takes a hundred times as long as using it."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
 def parse(kind: type[_T], data: Any, *, field_prefix: str) -> _T:
     """Plain data (from JSON or YAML) as a dataclass of ours, checked field by field.
 
@@ -250,8 +258,9 @@ def parse(kind: type[_T], data: Any, *, field_prefix: str) -> _T:
         InvalidInput: an unknown or missing key, or a value of a wrong type; `field` is its dotted path.
     """
     try:
-        return TypeAdapter(kind).validate_python(data)
+        checked: _T = _adapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([field_prefix, *map(str, first["loc"])])
         raise InvalidInput(f"{where}: {first['msg']} (got {first['input']!r})", field=where) from error
+    return checked

@@ -206,6 +206,8 @@ def request_hash(request: audience_pb2.ExpandAudienceRequest) -> str:
     content = audience_pb2.ExpandAudienceRequest()
     content.CopyFrom(request)
     content.ClearField("request_id")
+    if content.priority == audience_pb2.PRIORITY_NORMAL:  # the same as none, which is all that older clients know
+        content.ClearField("priority")
     return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
 
 

@@ -84,12 +84,13 @@ class OperationStore:
         if known is not None:
             return known, False
         self._admit(connection, operation.tenant, accepted)
-        number = connection.execute(OPERATIONS.insert().values(to_row(operation))).inserted_primary_key
+        key = connection.execute(OPERATIONS.insert().values(to_row(operation))).inserted_primary_key
         audience = {"id": operation.id, "tenant": operation.tenant, "audience_id": operation.audience_id}
         connection.execute(AUDIENCES.insert().values(audience))
         mine = TENANTS.c.tenant == operation.tenant
         connection.execute(TENANTS.update().where(mine).values(day=_today(), accepted=accepted + 1))
-        (stored,) = select(connection, OPERATIONS.c.number == (number[0] if number else None))
+        assert key is not None
+        (stored,) = _placed(connection, [replace(operation, number=key[0])])
         return stored, True
 
     @transaction
