@@ -27,6 +27,7 @@ from lookalike.client import Client, Expansion
 from lookalike.dataset.layout import Dataset
 from lookalike.pool.snapshot import Pool
 from lookalike.service.leases import Leases
+from lookalike.service.operations import OperationStore
 from lookalike.service.server import AUDIENCE_SERVICE, OPERATIONS_SERVICE
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
@@ -354,6 +355,23 @@ def test_a_job_that_had_published_before_the_crash_is_not_run_again(sample_pool:
         assert metadata.users_scored == metadata.users_total == 1000
     assert again.jobs == []
     assert not staged.exists()
+
+
+def test_what_may_have_been_accepted_keeps_its_seeds(
+    client: Client, runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, failures = OperationStore.create, [errors.Unavailable("the connection broke after the commit")]
+
+    async def failing(*args: object) -> object:
+        stored = await create(*args)  # type: ignore[arg-type]
+        if failures:
+            raise failures.pop()
+        return stored
+
+    monkeypatch.setattr(OperationStore, "create", failing)
+    assert order(client).result(SECONDS).size == 5  # the client has asked again, with the same request_id
+    assert failures == []
+    assert len(list(client.operations())) == len(runtime.jobs) == 1
 
 
 @pytest.mark.parametrize("what", ["begin_attempt", "finish"])

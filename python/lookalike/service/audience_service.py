@@ -182,13 +182,17 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             users_total=self._pool.num_users,
             created=time.time(),
         )
-        created = False
         try:
             stored, created = await self._store.create(operation)
+        except Unavailable:  # it may be accepted all the same: then it needs its folder, else `expiry` finds that
+            raise
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
         finally:
-            if not created:
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        self._dispatcher.wake()
+            self._dispatcher.wake()
+        if not created:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return stored
 
 

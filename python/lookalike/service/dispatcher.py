@@ -224,7 +224,6 @@ class Dispatcher:
             raise
         finally:
             del self._running[operation.id]
-            self._tell_end(operation.id)
             self.wake()
 
     async def _run(self, running: _Running) -> None:
@@ -247,6 +246,7 @@ class Dispatcher:
             _log.info("operations/%s: %s: %s", operation.id, state.value, error)
         if await self._leases.finish(operation, state, error):
             await self._forget_job(operation)
+            self._tell_end(operation.id)
         else:
             _log.warning("operations/%s was taken over by another server; its end is not ours to note", operation.id)
 
