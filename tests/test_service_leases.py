@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from operations import TENANT, Stores, stores
 
 from lookalike import errors
 from lookalike.config import QuotasConfig, TenantQuota
 from lookalike.retrieval.receipt import Progress, Stage
+from lookalike.service.fairness import Quotas, Waiting
 from lookalike.service.records import PRIORITY_SECONDS, Operation, Priority, State
 
 
@@ -55,6 +60,82 @@ async def test_tenants_take_turns_whoever_came_first(both: Stores) -> None:
         order.append(it.id)
         await both.leases.finish(it, State.SUCCEEDED)
     assert order == ["a0", "b0", "a1", "b1", "a2", "a3"]
+
+
+EVENTS = st.lists(
+    st.tuples(st.just("order"), st.sampled_from("abc"), st.sampled_from(Priority), st.integers(0, 2000))
+    | st.tuples(st.just("claim"))
+    | st.tuples(st.just("finish"), st.integers(0, 5))
+    | st.tuples(st.just("give back"), st.integers(0, 5))
+    | st.tuples(st.just("cancel"), st.integers(0, 30)),
+    max_size=40,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(events=EVENTS)
+def test_whatever_happens_the_next_is_who_the_rules_say(events: list[tuple[Any, ...]]) -> None:
+    """The rules are those of `fairness`, kept by hand beside the database. Nothing is lost, nothing runs twice."""
+    quotas = QuotasConfig(running=2, tenants={"b": TenantQuota(weight=2, running=3)})
+
+    async def play(folder: Path) -> None:
+        async with stores("", folder, quotas) as both:
+            waiting: dict[str, Operation] = {}
+            running: dict[str, Operation] = {}
+            turns: dict[str, float] = {}
+            accepted: list[Operation] = []
+
+            async def claim() -> bool:
+                tenants = [
+                    Waiting(
+                        tenant,
+                        sum(one.tenant == tenant for one in running.values()),
+                        turns.get(tenant),
+                        min(one.due for one in waiting.values() if one.tenant == tenant),
+                    )
+                    for tenant in {one.tenant for one in waiting.values()}
+                ]
+                expected = Quotas(quotas).turns(tenants, max(turns.values(), default=0.0))
+                got = await both.leases.claim()
+                if not expected:
+                    assert got is None
+                    return False
+                mine = [one for one in waiting.values() if one.tenant == expected[0].tenant]
+                assert got is not None
+                assert got.id == min(mine, key=lambda one: (one.due, one.number)).id
+                turns[got.tenant] = expected[0].start
+                running[got.id] = got
+                del waiting[got.id]
+                return True
+
+            for event, *details in events:
+                if event == "order":
+                    tenant, priority, created = details
+                    name = f"o{len(accepted)}"
+                    one = await both.create(name, tenant=tenant, priority=priority, created=created)
+                    accepted.append(one)
+                    waiting[name] = one
+                elif event == "claim":
+                    await claim()
+                elif event == "cancel" and details[0] < len(accepted) and accepted[details[0]].id not in running:
+                    one = accepted[details[0]]
+                    await both.store.request_cancel(one.tenant, one.id)
+                    waiting.pop(one.id, None)
+                elif event in ("finish", "give back") and details[0] < len(running):
+                    one = running.pop(list(running)[details[0]])
+                    if event == "finish":
+                        assert await both.leases.finish(one, State.SUCCEEDED)
+                    else:
+                        await both.leases.give_back(one)
+                        waiting[one.id] = one
+            while running or await claim():
+                for name in list(running):
+                    assert await both.leases.finish(running.pop(name), State.SUCCEEDED)
+            assert waiting == {}
+            assert await both.store.ended([one.id for one in accepted]) == [one.id for one in accepted]
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(play(Path(folder)))
 
 
 async def test_a_tenant_runs_no_more_than_it_may(database_url: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from serving import SECONDS, Front, ScriptedRuntime, config_for, front
 
 from lookalike import errors
+from lookalike.cli.app import run
 from lookalike.client import Client, Expansion
 from lookalike.config import Config, QuotasConfig, TenantQuota
 from lookalike.pool.snapshot import Pool
@@ -173,6 +174,22 @@ def test_a_priority_goes_first(client: Client, channel: grpc.Channel, runtime: S
     request.seed_ids.integers.values.append(1)
     with pytest.raises(grpc.RpcError, match="priority is 9"):
         audience_pb2_grpc.AudienceServiceStub(channel).ExpandAudience(request)
+
+
+def test_the_command_line_names_and_ranks(
+    client: Client, running: Front, runtime: ScriptedRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = tmp_path / "seeds.txt"
+    seeds.write_text("1\n2\n")
+    arguments = ["client", "expand", "--campaign", "c", "--seeds", str(seeds), "-k", "3", "--server", running.address]
+    assert run([*arguments, "--audience-id", "spring", "--priority", "high"]) == 0
+    operation = client.operation(capsys.readouterr().out.strip())
+    assert operation.result(SECONDS).name == "audiences/spring"
+    assert operation.metadata().priority == audience_pb2.PRIORITY_HIGH
+    assert run([*arguments, "--audience-id", "Spring"]) == 2
+    assert "field: audience_id" in capsys.readouterr().err
+    assert run([*arguments, "--priority", "urgent"]) == 2
+    assert "field: priority" in capsys.readouterr().err
 
 
 def test_one_tenants_flood_does_not_hold_another_up(client: Client, runtime: ScriptedRuntime, who: Who) -> None:

@@ -80,7 +80,8 @@ class OperationStore:
                 today.
         """
         accepted = _hold_tenant(connection, operation.tenant)
-        known = _find(connection, operation)
+        own = operation.audience_id if operation.audience_id != operation.id else None
+        known = _known(connection, operation.tenant, operation.request_id, own, operation.request_sha256)
         if known is not None:
             return known, False
         self._admit(connection, operation.tenant, accepted)
@@ -264,10 +265,6 @@ def _hold_tenant(connection: sa.Connection, tenant: str) -> int:
     mine = sa.select(TENANTS.c.day, TENANTS.c.accepted).where(TENANTS.c.tenant == tenant).with_for_update()
     day, accepted = connection.execute(mine).one()
     return int(accepted) if day == _today() else 0
-
-
-def _find(connection: sa.Connection, operation: Operation) -> Operation | None:
-    return _known(connection, operation.tenant, operation.request_id, operation.audience_id, operation.request_sha256)
 
 
 def _known(

@@ -107,8 +107,8 @@ def from_status(status: status_pb2.Status) -> errors.LookalikeError:
             field = info.metadata.get("field")
             told = errors.error_class(info.metadata.get("class", ""))
             kind = told if issubclass(told, kind) else kind
-        else:
-            _ = detail.Unpack(quota) or detail.Unpack(retry)
+        elif not detail.Unpack(quota):
+            detail.Unpack(retry)
     if issubclass(kind, errors.QuotaExceeded) and quota.violations:
         return kind(
             status.message,
