@@ -134,6 +134,9 @@ def test_an_audience_has_its_callers_name(client: Client, running: Front) -> Non
     with pytest.raises(errors.AlreadyExists) as caught:
         order(client, audience_id="spring-24", k=6)
     assert (caught.value.field, caught.value.reason) == ("audience_id", "AUDIENCE_EXISTS")
+    with pytest.raises(errors.AlreadyExists):
+        client.validate(campaign="spring", seeds=[1], k=6, audience_id="spring-24")
+    assert client.validate(campaign="spring", seeds=[1], k=6, audience_id="spring-25").k == 6
     assert order(client).metadata().audience.startswith("audiences/")
 
 

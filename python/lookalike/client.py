@@ -113,6 +113,7 @@ class Client:
         filter: str = "",  # noqa: A002
         exclude: UserIds = (),
         exclude_path: str = "",
+        audience_id: str = "",
     ) -> audience_pb2.Validation:
         """Check an order without placing it: how many seeds and exclusions the pool knows, whether the seeds suffice,
         the size in users, and about how long it would wait and run.
@@ -123,6 +124,7 @@ class Client:
         request = _request(campaign, seeds, seeds_path, k, pool_share, features, include_seeds=False, random_seed=0)
         _restrict(request, filter, exclude, exclude_path)
         request.validate_only = True
+        request.audience_id = audience_id
         operation = self._retry(self._audiences.ExpandAudience, request)
         return _response(operation).validation
 

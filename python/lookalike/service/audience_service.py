@@ -81,11 +81,11 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             raise Unavailable("the server is shutting down; try again soon", reason="SHUTTING_DOWN")
         tenant = caller.current().tenant
         sha256 = await asyncio.to_thread(request_hash, request)
-        if not request.validate_only and names_something(request):
+        if names_something(request):
             known = await self._store.find(
                 tenant, request_id=request.request_id, audience_id=request.audience_id, request_sha256=sha256
             )
-            if known is not None:
+            if known is not None and not request.validate_only:
                 return await self._present(known)
         order = await asyncio.to_thread(self._door.check, request)
         if request.validate_only:

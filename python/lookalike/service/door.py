@@ -202,10 +202,11 @@ def names_something(request: audience_pb2.ExpandAudienceRequest) -> bool:
 
 
 def request_hash(request: audience_pb2.ExpandAudienceRequest) -> str:
-    """SHA-256 of what a request asks for, whatever its `request_id`."""
+    """SHA-256 of what a request asks for, whatever its `request_id`, and whether it only asks for a check."""
     content = audience_pb2.ExpandAudienceRequest()
     content.CopyFrom(request)
     content.ClearField("request_id")
+    content.ClearField("validate_only")
     if content.priority == audience_pb2.PRIORITY_NORMAL:  # the same as none, which is all that older clients know
         content.ClearField("priority")
     return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
