@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pyarrow as pa
 import pytest
+from postgres import new_database, programs, server
 
 from lookalike.config import AdaptationConfig, Config, JointConfig, ModelConfig, ScoringConfig, TrainingConfig
 from lookalike.dataset.layout import USERS, Dataset
@@ -83,6 +85,23 @@ def pool(sample_pool: Path) -> Pool:
 def tasks(dataset: Dataset, pool: Pool) -> list[Task]:
     """The training campaigns of `dataset`."""
     return load_tasks(dataset, pool, dataset.campaign_schema(), "train")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Path]:
+    """The folder of a PostgreSQL server's socket; skipped where none is installed, but never in CI."""
+    binaries = programs()
+    if binaries is None:
+        wanted = "wants PostgreSQL's programs (Debian: postgresql)"
+        pytest.fail(wanted) if "CI" in os.environ else pytest.skip(wanted)
+    with server(binaries) as sockets:
+        yield sockets
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """`service.database_url` for both databases, an empty one for each test."""
+    return "" if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
 
 
 SMALL_MODEL = ModelConfig(embedding_dim=4, num_experts=2, num_critics=2, hidden=(8, 8), gate_hidden=8)

@@ -217,6 +217,9 @@ def test_the_hash_is_of_the_content_alone() -> None:
     message = request(campaign=features(a=text("1"), b=text("2")), request_id="x")
     same = request(campaign=features(b=text("2"), a=text("1")), request_id="y")
     assert request_hash(message) == request_hash(same)
-    for change in ({"k": 11}, {"random_seed": 1}, {"include_seeds": True}):
+    same.priority = audience_pb2.PRIORITY_NORMAL
+    assert request_hash(message) == request_hash(same)
+    changes = ({"k": 11}, {"random_seed": 1}, {"include_seeds": True}, {"audience_id": "a"}, {"priority": 3})
+    for change in changes:
         other = request(campaign=features(a=text("1"), b=text("2")), **change)
         assert request_hash(other) != request_hash(message)

@@ -651,3 +651,32 @@ def test_with_tls_a_front_may_listen_anywhere(start: Start) -> None:
     secured = start(listen="0.0.0.0:0")
     secured.running.address = secured.running.address.replace("0.0.0.0", "127.0.0.1")
     assert list(secured.client().operations()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- tenants
+
+
+def test_another_tenants_operations_and_audiences_are_not_there(secured: Secured) -> None:
+    ours, theirs = (secured.client(secured.token(tenant=tenant)[0]) for tenant in ("shop", "rival"))
+    operation = order(ours, request_id="r")
+    audience = operation.result(SECONDS)
+    assert list(theirs.operations()) == []
+    for attempt in (
+        lambda: theirs.operation(operation.name).metadata(),
+        lambda: theirs.operation(operation.name).result(SECONDS),
+        lambda: theirs.operation(operation.name).cancel(),
+        lambda: theirs.operation(operation.name).delete(),
+        lambda: theirs.audience(audience.name),
+        lambda: theirs.first_members(audience.name, 1),
+        lambda: list(theirs.members(audience.name)),
+    ):
+        with pytest.raises(errors.NotFound) as caught:
+            attempt()
+        assert "shop" not in str(caught.value)
+    other = order(theirs, request_id="r")  # the same name for a request of theirs
+    assert other.name != operation.name
+    assert [one.name for one in ours.operations()] == [operation.name]
+    assert ours.audience(audience.name) == audience
+    told = {(line["tenant"], line.get("code")) for line in secured.lines(audience=audience.name)}
+    assert ("rival", "NOT_FOUND") in told
+    assert ("rival", "OK") not in told

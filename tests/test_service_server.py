@@ -1,8 +1,12 @@
-"""The front service, over real gRPC: the door, the queue, idempotency, cancellation, restarts, errors, the end."""
+"""The front service, over real gRPC and on both databases: the door, the queue, idempotency, cancellation, restarts,
+errors, the end.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import serving
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -21,11 +26,18 @@ from lookalike import errors
 from lookalike.client import Client, Expansion
 from lookalike.dataset.layout import Dataset
 from lookalike.pool.snapshot import Pool
+from lookalike.service.leases import Leases
+from lookalike.service.operations import OperationStore
 from lookalike.service.server import AUDIENCE_SERVICE, OPERATIONS_SERVICE
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
 Metadata = audience_pb2.ExpandAudienceMetadata
 SEEDS = [3, 1, 2]
+
+
+@pytest.fixture(autouse=True)
+def _database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "DATABASE_URL", database_url)
 
 
 @pytest.fixture
@@ -335,6 +347,7 @@ def test_a_job_that_had_published_before_the_crash_is_not_run_again(sample_pool:
     write_audience(runtime.jobs[0], pa.array([11, 12], pa.int64()))
     staged = tmp_path / "audiences" / "x.tmp-1-2"  # left by a killed worker
     staged.mkdir()
+    os.utime(staged, 2 * (time.time() - 7200,))  # where several servers share the folder, young ones may be alive
     again = ScriptedRuntime()
     with front(config, sample_pool, again, checkpoint="d" * 64) as running, Client(running.address) as client:
         assert client.operation(name).result(SECONDS).size == 2
@@ -342,6 +355,41 @@ def test_a_job_that_had_published_before_the_crash_is_not_run_again(sample_pool:
         assert metadata.users_scored == metadata.users_total == 1000
     assert again.jobs == []
     assert not staged.exists()
+
+
+def test_what_may_have_been_accepted_keeps_its_seeds(
+    client: Client, runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, failures = OperationStore.create, [errors.Unavailable("the connection broke after the commit")]
+
+    async def failing(*args: object) -> object:
+        stored = await create(*args)  # type: ignore[arg-type]
+        if failures:
+            raise failures.pop()
+        return stored
+
+    monkeypatch.setattr(OperationStore, "create", failing)
+    assert order(client).result(SECONDS).size == 5  # the client has asked again, with the same request_id
+    assert failures == []
+    assert len(list(client.operations())) == len(runtime.jobs) == 1
+
+
+@pytest.mark.parametrize("what", ["begin_attempt", "finish"])
+def test_what_a_store_that_is_away_cannot_note_is_noted_later(
+    what: str, client: Client, runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works, failures = getattr(Leases, what), [errors.Unavailable("no database")]
+
+    async def failing(*args: object) -> object:
+        if failures:
+            raise failures.pop()
+        return await works(*args)
+
+    monkeypatch.setattr(Leases, what, failing)
+    expansion = order(client)
+    assert expansion.result(SECONDS).size == 5
+    assert failures == []
+    assert len(runtime.jobs) == 1  # at the second time its audience was there
 
 
 def test_the_server_stops_in_time_while_a_job_runs_and_a_client_waits(sample_pool: Path, tmp_path: Path) -> None:
@@ -572,11 +620,11 @@ def test_only_loopback_without_tls(listen: str, sample_pool: Path, tmp_path: Pat
 def test_a_taken_port_and_a_taken_folder_are_told(running: Front, sample_pool: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(errors.FailedPrecondition, match="another server uses"),
-        front(config_for(running.data_dir), sample_pool, ScriptedRuntime()),
+        front(config_for(running.data_dir, database_url=""), sample_pool, ScriptedRuntime()),
     ):
         pass
     with (
         pytest.raises(errors.Unavailable, match="cannot listen"),
-        front(config_for(tmp_path / "other", listen=running.address), sample_pool, ScriptedRuntime()),
+        front(config_for(tmp_path / "other", listen=running.address, database_url=""), sample_pool, ScriptedRuntime()),
     ):
         pass

@@ -38,7 +38,9 @@ def test_an_error_survives_the_way_there_and_back(
 
 def test_every_kind_has_its_own_code_or_its_parents() -> None:
     codes = {kind: to_status(kind("x")).code for kind in KINDS}
-    assert len(set(codes.values())) == len(KINDS) - 2  # SchemaError and EmptySeeds are InvalidInput
+    assert (
+        len(set(codes.values())) == len(KINDS) - 3
+    )  # SchemaError and EmptySeeds are InvalidInput, QuotaExceeded ResourceExhausted
     assert codes[errors.SchemaError] == codes[errors.EmptySeeds] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 

@@ -87,6 +87,8 @@ class Client:
         exclude_path: str = "",
         random_seed: int = 0,
         request_id: str = "",
+        audience_id: str = "",
+        priority: str = "NORMAL",
     ) -> Expansion:
         """Order an expansion; returns as soon as it is accepted.
 
@@ -103,14 +105,20 @@ class Client:
             exclude_path: a file of them, as `seeds_path`.
             random_seed: the same request with the same seed gives the same audience.
             request_id: the same id never orders twice; a new one by default, so that this call may be repeated safely.
+            audience_id: the audience will be `audiences/{audience_id}`; the server chooses by default.
+            priority: LOW, NORMAL or HIGH, among your own operations.
 
         Raises:
-            InvalidInput: the request is wrong. AlreadyExists: `request_id` was used with other content.
-            ResourceExhausted: the queue is full. Unavailable: no server there.
+            InvalidInput: the request is wrong. AlreadyExists: `request_id` or `audience_id` was used with other
+                content.
+            QuotaExceeded: too many are queued, or were ordered today; `retry_seconds` says when to come again.
+            Unavailable: no server there.
         """
         request = _request(campaign, seeds, seeds_path, k, pool_share, features, include_seeds, random_seed)
         _restrict(request, filter, exclude, exclude_path)
         request.request_id = request_id or str(uuid.uuid4())
+        request.audience_id = audience_id
+        request.priority = _named("priority", lambda: audience_pb2.Priority.Value(f"PRIORITY_{priority.upper()}"))
         return Expansion(self, self._retry(self._audiences.ExpandAudience, request).name)
 
     def validate(
@@ -125,8 +133,10 @@ class Client:
         filter: str = "",  # noqa: A002
         exclude: UserIds = (),
         exclude_path: str = "",
+        audience_id: str = "",
     ) -> audience_pb2.Validation:
-        """Check an order without placing it: how many seeds and exclusions the pool knows, and the size in users.
+        """Check an order without placing it: how many seeds and exclusions the pool knows, whether the seeds suffice,
+        the size in users, and about how long it would wait and run.
 
         Raises:
             As `expand`.
@@ -134,6 +144,7 @@ class Client:
         request = _request(campaign, seeds, seeds_path, k, pool_share, features, include_seeds=False, random_seed=0)
         _restrict(request, filter, exclude, exclude_path)
         request.validate_only = True
+        request.audience_id = audience_id
         operation = self._retry(self._audiences.ExpandAudience, request)
         return _response(operation).validation
 

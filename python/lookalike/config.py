@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from lookalike.errors import InvalidInput
 
 _T = TypeVar("_T")
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 AtLeastOne = Annotated[int, Field(ge=1)]
 AtLeastZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -158,15 +159,46 @@ class ServiceConfig:
     # Neither TLS nor tokens: whoever reaches the port may do everything. On a loopback address only.
     insecure: bool = False
     data_dir: Path = Path("lookalike-data")  # operations.db, jobs/, audiences/
+    # postgresql://user@host/database: several servers may then share it, and data_dir with it. Empty: operations.db.
+    database_url: str = ""
     runtime: Literal["torchserve", "inprocess"] = "torchserve"
     # Where a request's `seeds_path` may point: below the folder in it that is named as the tenant. Without it such
     # requests are refused; without tokens there is one tenant, whose folder it is.
     seeds_dir: Path | None = None
-    max_queued: AtLeastOne = 1000
+    max_queued: AtLeastOne = 1000  # of all tenants
+    # After so long without a sign of life from the server that runs an operation, another one takes it over.
+    lease_seconds: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 15.0
+    operation_days: NotNegative = 30.0  # done operations are forgotten after so long; 0: never
+    audience_days: NotNegative = 0.0  # audiences are removed after so long; 0: never
     max_attempts: AtLeastOne = 5  # runs of one job before a worker that keeps dying fails it
     max_message_mib: AtLeastOne = 64
     page_size: AtLeastOne = 1000
     shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantQuota:
+    """What one tenant may; None: as everyone."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    queued: AtLeastOne | None = None
+    running: AtLeastOne | None = None
+    per_day: AtLeastOne | None = None
+    weight: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuotasConfig:
+    """What every tenant may, and who may more or less."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    queued: AtLeastOne = 1000  # operations
+    running: AtLeastZero = 0  # at once; more wait in the queue; 0: as many as there are workers
+    per_day: AtLeastZero = 0  # accepted from midnight to midnight UTC; 0: no limit
+    weight: Positive = 1.0  # share of the workers while several tenants want them
+    tenants: dict[str, TenantQuota] = field(default_factory=dict)  # by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +212,7 @@ class Config:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     torchserve: TorchServeConfig = field(default_factory=TorchServeConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
+    quotas: QuotasConfig = field(default_factory=QuotasConfig)
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = (), *, base: Config | None = None) -> Config:
@@ -222,6 +255,13 @@ def _section(tree: dict[Any, Any], name: str) -> dict[Any, Any]:
     return section
 
 
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Kept, for making one takes a hundred times as long as using it."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
 def parse(kind: type[_T], data: Any, *, field_prefix: str) -> _T:
     """Plain data (from JSON or YAML) as a dataclass of ours, checked field by field.
 
@@ -229,8 +269,9 @@ def parse(kind: type[_T], data: Any, *, field_prefix: str) -> _T:
         InvalidInput: an unknown or missing key, or a value of a wrong type; `field` is its dotted path.
     """
     try:
-        return TypeAdapter(kind).validate_python(data)
+        checked: _T = _adapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([field_prefix, *map(str, first["loc"])])
         raise InvalidInput(f"{where}: {first['msg']} (got {first['input']!r})", field=where) from error
+    return checked

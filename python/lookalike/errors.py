@@ -8,6 +8,7 @@ LookalikeError
   AlreadyExists         the name is taken by something else
   FailedPrecondition    the parts do not fit together (pool and checkpoint, say)
   ResourceExhausted     a limit was reached; less, or later, may succeed
+    QuotaExceeded       a tenant's share is used up for now
   Cancelled             the caller asked to stop
   Unavailable           a server is not there or not ready; a retry may succeed
   DataCorrupted         a file fails its checksum, is truncated or foreign
@@ -79,6 +80,33 @@ class ResourceExhausted(LookalikeError):
     """A limit was reached; less, or later, may succeed."""
 
     default_reason = "RESOURCE_EXHAUSTED"
+
+
+class QuotaExceeded(ResourceExhausted):
+    """A tenant's share, or everyone's, is used up for now.
+
+    Args:
+        quota: the key of the configuration that says how much that is, such as ``quotas.queued``.
+        subject: who has used it up, such as ``tenant:acme``.
+        retry_seconds: after about so long there is room again.
+    """
+
+    default_reason = "QUOTA_EXCEEDED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        reason: str | None = None,
+        quota: str = "",
+        subject: str = "",
+        retry_seconds: float = 30.0,
+    ) -> None:
+        super().__init__(message, field=field, reason=reason)
+        self.quota = quota
+        self.subject = subject
+        self.retry_seconds = retry_seconds
 
 
 class Cancelled(LookalikeError):

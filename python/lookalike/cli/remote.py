@@ -67,6 +67,8 @@ def expand(
     exclude: Exclude = None,
     random_seed: RandomSeed = 0,
     request_id: Annotated[str, typer.Option(help="The same id never orders twice; a new one by default.")] = "",
+    audience_id: Annotated[str, typer.Option(help="Your own name: audiences/AUDIENCE_ID; drawn by default.")] = "",
+    priority: Annotated[str, typer.Option(help="LOW, NORMAL or HIGH, among your own operations.")] = "NORMAL",
     wait_for_it: Annotated[bool, typer.Option("--wait", help="Follow it to its end and print the audience.")] = False,
     as_json: AsJson = False,
     server: Server = DEFAULT_SERVER,
@@ -100,6 +102,8 @@ def expand(
             exclude=excluded,
             random_seed=random_seed,
             request_id=request_id,
+            audience_id=audience_id,
+            priority=priority,
         )
         if wait_for_it:
             _follow(expansion, as_json)
@@ -194,7 +198,9 @@ def cancel(
 
 @client_app.command("list")
 def list_operations(
-    where: Annotated[str, typer.Option("--filter", help='For example: done = false AND campaign = "spring".')] = "",
+    where: Annotated[
+        str, typer.Option("--filter", help='For example: done = false AND campaign = "spring"; see audience.proto.')
+    ] = "",
     as_json: AsJson = False,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = DEFAULT_TIMEOUT,

@@ -24,7 +24,7 @@ from lookalike.files import staged_folder
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.runtime.job import ExpansionJob
-from lookalike.service import tokens
+from lookalike.service import caller, tokens
 from lookalike.service.audiences import AudienceStore, pieces
 from lookalike.service.convert import (
     audience_message,
@@ -34,7 +34,7 @@ from lookalike.service.convert import (
     validation_message,
 )
 from lookalike.service.dispatcher import Dispatcher
-from lookalike.service.door import Door, Order, request_hash
+from lookalike.service.door import Door, Order, names_something, request_hash
 from lookalike.service.operations import OperationStore
 from lookalike.service.operations_service import Present
 from lookalike.service.records import Operation
@@ -56,9 +56,11 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         audiences: AudienceStore,
         present: Present,
         jobs: Path,
-        max_queued: int,
+        capacity: int,
+        min_seeds: int,
         page_size: int,
     ) -> None:
+        """`capacity`: operations that may run at once here; `min_seeds`: an expansion takes, matched in the pool."""
         self._pool = pool
         self._door = door
         self._store = store
@@ -66,7 +68,8 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         self._audiences = audiences
         self._present = present
         self._jobs = jobs
-        self._max_queued = max_queued
+        self._capacity = capacity
+        self._min_seeds = min_seeds
         self._page_size = page_size
         self.accepting = True
 
@@ -76,30 +79,31 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         """Check, store the seeds, accept."""
         if not self.accepting:
             raise Unavailable("the server is shutting down; try again soon", reason="SHUTTING_DOWN")
+        tenant = caller.current().tenant
         sha256 = await asyncio.to_thread(request_hash, request)
-        if request.request_id and not request.validate_only:
-            known = await self._store.find_request(request.request_id, sha256)
-            if known is not None:
+        if names_something(request):
+            known = await self._store.find(
+                tenant, request_id=request.request_id, audience_id=request.audience_id, request_sha256=sha256
+            )
+            if known is not None and not request.validate_only:
                 return await self._present(known)
         order = await asyncio.to_thread(self._door.check, request)
         if request.validate_only:
-            match = await asyncio.to_thread(self._door.match, order.seeds)
-            exclusions = await asyncio.to_thread(self._door.match, order.exclusions)
-            return validation_message(match, exclusions, order.k, self._pool.num_users)
+            return await self._validate(tenant, order)
         # A client that hangs up must not leave an operation without its seeds.
-        accepted = await asyncio.shield(self._accept(request.request_id, sha256, order))
+        accepted = await asyncio.shield(self._accept(tenant, sha256, order))
         return await self._present(accepted)
 
     async def GetAudience(self, request: audience_pb2.GetAudienceRequest, context: Any) -> audience_pb2.Audience:
         """Its receipt, summed up."""
-        audience_id, audience = await self._audiences.open(request.name, field="name")
+        audience_id, audience = await self._audiences.open(caller.current().tenant, request.name, field="name")
         return audience_message(audience_id, audience)
 
     async def ListAudienceMembers(
         self, request: audience_pb2.ListAudienceMembersRequest, context: Any
     ) -> audience_pb2.ListAudienceMembersResponse:
         """A page."""
-        audience_id, audience = await self._audiences.open(request.audience, field="audience")
+        audience_id, audience = await self._open(request.audience)
         if request.page_size < 0:
             raise InvalidInput(f"page_size is {request.page_size}; it must be 0 or more", field="page_size")
         start = tokens.decode(request.page_token, listing=_listing(audience_id, audience), field="page_token")
@@ -114,7 +118,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         self, request: audience_pb2.StreamAudienceMembersRequest, context: Any
     ) -> AsyncIterator[audience_pb2.StreamAudienceMembersResponse]:
         """Column after column; files are read on a thread."""
-        audience_id, audience = await self._audiences.open(request.audience, field="audience")
+        audience_id, audience = await self._open(request.audience)
         listing = _listing(audience_id, audience)
         start = max(request.start_rank, 1) - 1
         if request.WhichOneof("from") == "resume_token":
@@ -132,7 +136,24 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
                 total_size=audience.num_members,
             )
 
-    async def _accept(self, request_id: str, sha256: str, order: Order) -> Operation:
+    async def _open(self, name: str) -> tuple[str, Audience]:
+        return await self._audiences.open(caller.current().tenant, name, field="audience")
+
+    async def _validate(self, tenant: str, order: Order) -> operations_pb2.Operation:
+        match = await asyncio.to_thread(self._door.match, order.seeds)
+        exclusions = await asyncio.to_thread(self._door.match, order.exclusions)
+        load = await self._store.load(tenant)
+        return validation_message(
+            match,
+            exclusions,
+            k=order.k,
+            pool_users=self._pool.num_users,
+            min_seeds=self._min_seeds,
+            wait_seconds=load.wait_seconds(self._capacity),
+            run_seconds=load.run_seconds,
+        )
+
+    async def _accept(self, tenant: str, sha256: str, order: Order) -> Operation:
         operation_id = uuid.uuid4().hex
         folder = self._jobs / operation_id
         await asyncio.to_thread(_write_people, folder, order)
@@ -152,19 +173,26 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         )
         operation = Operation(
             id=operation_id,
-            request_id=request_id or None,
+            tenant=tenant,
+            request_id=order.request_id or None,
             request_sha256=sha256,
+            audience_id=order.audience_id or operation_id,
+            priority=order.priority,
             job=job,
             users_total=self._pool.num_users,
             created=time.time(),
         )
-        created = False
         try:
-            stored, created = await self._store.create(operation, self._max_queued)
+            stored, created = await self._store.create(operation)
+        except Unavailable:  # it may be accepted all the same: then it needs its folder, else `expiry` finds that
+            raise
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
         finally:
-            if not created:
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        self._dispatcher.wake()
+            self._dispatcher.wake()
+        if not created:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return stored
 
 

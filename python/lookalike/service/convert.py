@@ -14,13 +14,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lookalike.retrieval.audience import Audience
 from lookalike.retrieval.receipt import AUDIENCE_NAME, RECEIPT_NAME, SeedMatch, Stage
-from lookalike.service.records import Operation, State
+from lookalike.service.records import Operation, Priority, State
 from lookalike.service.status import to_status
 from lookalike.v1 import audience_pb2
 
 _Metadata = audience_pb2.ExpandAudienceMetadata
 _STATES: Mapping[State, audience_pb2.ExpandAudienceMetadata.State.ValueType] = {
     state: _Metadata.State.Value(f"STATE_{state.value}") for state in State
+}
+_PRIORITIES: Mapping[Priority, audience_pb2.Priority.ValueType] = {
+    priority: audience_pb2.Priority.Value(f"PRIORITY_{priority.name}") for priority in Priority
 }
 _STAGES: Mapping[Stage, audience_pb2.ExpandAudienceMetadata.Stage.ValueType] = {
     stage: _Metadata.Stage.Value(f"STAGE_{stage.value}") for stage in Stage
@@ -46,14 +49,35 @@ def operation_message(
     if operation.error is not None:
         message.error.CopyFrom(to_status(operation.error))
     elif audience is not None:
-        response = audience_pb2.ExpandAudienceResponse(audience=audience_message(operation.id, audience))
+        response = audience_pb2.ExpandAudienceResponse(audience=audience_message(operation.audience_id, audience))
         message.response.Pack(response)
     return message
 
 
-def validation_message(match: SeedMatch, exclusions: SeedMatch, k: int, pool_users: int) -> operations_pb2.Operation:
+def validation_message(
+    match: SeedMatch,
+    exclusions: SeedMatch,
+    *,
+    k: int,
+    pool_users: int,
+    min_seeds: int,
+    wait_seconds: float,
+    run_seconds: float,
+) -> operations_pb2.Operation:
     """The nameless done operation that answers a validate_only request."""
-    validation = audience_pb2.Validation(seeds=_match(match), exclusions=_match(exclusions), k=k, pool_users=pool_users)
+    verdict = audience_pb2.Validation.SEED_VERDICT_SUFFICIENT
+    if match.matched < min_seeds:
+        verdict = audience_pb2.Validation.SEED_VERDICT_TOO_FEW
+    validation = audience_pb2.Validation(
+        seeds=_match(match),
+        exclusions=_match(exclusions),
+        k=k,
+        pool_users=pool_users,
+        seed_verdict=verdict,
+        min_seeds=min_seeds,
+    )
+    validation.estimated_wait.FromMilliseconds(round(1000 * wait_seconds))
+    validation.estimated_run.FromMilliseconds(round(1000 * run_seconds))
     message = operations_pb2.Operation(done=True)
     message.response.Pack(audience_pb2.ExpandAudienceResponse(validation=validation))
     return message
@@ -123,6 +147,8 @@ def _metadata(operation: Operation, remaining: float | None) -> audience_pb2.Exp
         attempts=operation.attempts,
         cancel_requested=operation.cancel_requested,
         queue_position=operation.queue_position,
+        priority=_PRIORITIES[operation.priority],
+        audience=audience_name(operation.audience_id),
         create_time=_time(operation.created),
     )
     if operation.progress is not None:

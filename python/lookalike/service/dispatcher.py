@@ -1,23 +1,28 @@
 """Takes operations from the queue to the runtime, never more at once than it can run, and sees each to its end.
 
-Knows the store and the runtime's contract; knows no gRPC.
+Knows the store, the queue's leases and the runtime's contract; knows no gRPC. Several dispatchers, one in each front,
+may work off one queue.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import shutil
 import time
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
-from lookalike.errors import Cancelled, LookalikeError, Unavailable
+from lookalike.errors import AlreadyExists, Cancelled, LookalikeError, Unavailable
 from lookalike.retrieval.receipt import Progress, Receipt, Stage
 from lookalike.retrieval.work import discard
 from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, Runtime
+from lookalike.service.leases import Leases
 from lookalike.service.operations import OperationStore
 from lookalike.service.records import Operation, State
 from lookalike.service.status import unexpected
@@ -25,14 +30,25 @@ from lookalike.service.status import unexpected
 _log = logging.getLogger(__name__)
 
 PERSIST_SECONDS = 2.0  # of progress at most are lost with the server
+TEND_SECONDS = 0.5  # until a front notices what another one has queued or ended, at most
+RENEW_SECONDS = 1.0  # between two signs of life, at most; with the answer comes what was cancelled elsewhere
+# Refusals that are no run of the job: the runtime is down, or a front that has lost the operation is still at it.
+NO_RUN = (NOT_RUNNING, "EXPANSION_RUNNING")
 # Before a job whose worker died runs again; TorchServe needs about two seconds for a new worker.
 RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
+class _NotOurs(Exception):
+    """An operation that cannot be gone on with: another front has it, or the store cannot tell."""
+
+
 @dataclass
 class _Running:
-    """What is known of a running operation beyond the store."""
+    """What is known of a running operation beyond the store. `ending`: its end is being noted."""
 
+    operation: Operation
+    task: asyncio.Task[None] | None = None
+    ending: bool = False
     progress: Progress | None = None
     users_scored: int = 0
     users_total: int = 0
@@ -64,6 +80,7 @@ class Dispatcher:
         store: OperationStore,
         runtime: Runtime,
         *,
+        leases: Leases,
         jobs: Path,
         pool: Path,
         checkpoint: str,
@@ -72,6 +89,7 @@ class Dispatcher:
     ) -> None:
         """`jobs`: a folder for each active operation; `pool`, `checkpoint`: what jobs run on, whenever ordered."""
         self._store = store
+        self._leases = leases
         self._runtime = runtime
         self._jobs = jobs
         self._pool = pool
@@ -82,13 +100,13 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ends: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         self._wake = asyncio.Event()
+        self._unfinished: list[Operation] = []  # to be given back to the queue
         self._closed = False
 
     async def start(self) -> None:
         """Put what a former server left running back into the queue, and begin."""
-        await self._store.requeue_running()
-        await asyncio.to_thread(_remove_leftovers, self._jobs, await self._store.active_ids())
-        for routine in (self._dispatch(), self._persist()):
+        await self._take_over(everything=not self._leases.shared)
+        for routine in (self._dispatch(), self._persist(), self._tend()):
             self._spawn(routine)
         self.wake()
 
@@ -97,11 +115,19 @@ class Dispatcher:
         self._wake.set()
 
     async def close(self) -> None:
-        """Leave what runs as it is in the store, to be run again by the next server, and release all waiters."""
+        """Stop what runs and put it back into the queue, for another server or the next; release all waiters."""
         self._closed = True
+        ending = [running.task for running in self._running.values() if running.ending and running.task is not None]
+        if ending:
+            await asyncio.wait(ending, timeout=PERSIST_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for operation in self._unfinished:
+            try:
+                await self._end_cancelled(await self._leases.give_back(operation))
+            except Exception as error:  # then it is taken over later, by whoever finds it abandoned
+                _log.warning("cannot give operations/%s back to the queue: %s", operation.id, error)
         self.release_waiters()
 
     def release_waiters(self) -> None:
@@ -127,13 +153,13 @@ class Dispatcher:
         running = self._running.get(operation_id)
         return running.remaining() if running is not None else None
 
-    async def cancel(self, operation_id: str) -> None:
-        """End a queued operation now, a running one soon; nothing happens to a done one.
+    async def cancel(self, tenant: str, operation_id: str) -> None:
+        """End a queued operation now, a running one soon, wherever it runs; nothing happens to a done one.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: the tenant has none of this id.
         """
-        operation = await self._store.request_cancel(operation_id)
+        operation = await self._store.request_cancel(tenant, operation_id)
         if operation.state.done:
             self._tell_end(operation_id)
             await self._forget_job(operation)
@@ -144,24 +170,25 @@ class Dispatcher:
         if running is not None:
             running.cancel.set()
 
-    async def wait(self, operation_id: str, seconds: float) -> Operation:
+    async def wait(self, tenant: str, operation_id: str, seconds: float) -> Operation:
         """The operation when it is done, or as it is after `seconds` or when this server ends.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: the tenant has none of this id.
         """
         end = self._ends.setdefault(operation_id, asyncio.Event())
-        operation = await self._store.get(operation_id)
+        operation = await self._store.get(tenant, operation_id)
         if not operation.state.done and not self._closed:
             with suppress(TimeoutError):
                 await asyncio.wait_for(end.wait(), seconds)
-            operation = await self._store.get(operation_id)
+            operation = await self._store.get(tenant, operation_id)
         return self.live(operation)
 
-    def _spawn(self, routine: object) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(routine)  # type: ignore[arg-type]
+    def _spawn(self, routine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(routine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _dispatch(self) -> None:
         while True:
@@ -169,49 +196,63 @@ class Dispatcher:
             self._wake.clear()
             try:
                 await self._fill()
-            except Exception:  # the store fails; it may be well again, and nobody else would look
-                _log.exception("cannot read the queue; trying again")
-                await asyncio.sleep(PERSIST_SECONDS)
+            except Exception as error:  # the store fails; it may be well again, and nobody else would look
+                await _trouble("cannot read the queue", error)
                 self.wake()
 
     async def _fill(self) -> None:
         while len(self._running) < self._runtime.capacity:
-            operation = await self._store.claim()
+            operation = await self._leases.claim()
             if operation is None:
                 return
-            self._running[operation.id] = _Running(users_total=operation.users_total)
-            self._spawn(self._see_through(operation))
+            before = self._running.get(operation.id)
+            if before is not None and before.task is not None:  # ours once, lost, and ours again before it has stopped
+                before.task.cancel()
+                await asyncio.wait([before.task])
+            running = self._running[operation.id] = _Running(operation, users_total=operation.users_total)
+            running.task = self._spawn(self._see_through(running))
 
-    async def _see_through(self, operation: Operation) -> None:
+    async def _see_through(self, running: _Running) -> None:
+        operation = running.operation
         try:
-            await self._run(operation)
-        except Exception:  # the store fails: it stays RUNNING there, and runs again at the next start
-            _log.exception("cannot note the end of operations/%s", operation.id)
+            await self._run(running)
+        except Exception as error:
+            _log.warning("operations/%s goes back to the queue: %s", operation.id, error)
+            self._unfinished.append(operation)
+        except asyncio.CancelledError:  # we are being closed, or have lost it: then giving it back changes nothing
+            self._unfinished.append(operation)
+            raise
         finally:
             del self._running[operation.id]
-            self._tell_end(operation.id)
             self.wake()
 
-    async def _run(self, operation: Operation) -> None:
+    async def _run(self, running: _Running) -> None:
         """Run the operation until it is done, whatever happens but our own end."""
+        operation = running.operation
         error: LookalikeError | None = None
         try:
-            await self._attempts(operation)
+            await self._attempts(running)
+        except _NotOurs:
+            raise
         except LookalikeError as raised:
             error = raised
         except Exception as raised:
             error = unexpected(raised, what=f"operations/{operation.id}")
-        await self._note_progress(operation.id, self._running[operation.id])
+        running.ending = True
+        await self._note_progress(running)
         state = State.SUCCEEDED
         if error is not None:
             state = State.CANCELLED if isinstance(error, Cancelled) else State.FAILED
             _log.info("operations/%s: %s: %s", operation.id, state.value, error)
-        await self._store.finish(operation.id, state, error)
-        await self._forget_job(operation)
+        if await self._leases.finish(operation, state, error):
+            await self._forget_job(operation)
+            self._tell_end(operation.id)
+        else:
+            _log.warning("operations/%s was taken over by another server; its end is not ours to note", operation.id)
 
-    async def _attempts(self, operation: Operation) -> None:
+    async def _attempts(self, running: _Running) -> None:
+        operation = running.operation
         job = replace(operation.job, pool=self._pool, checkpoint=self._checkpoint)
-        running = self._running[operation.id]
         receipt = await asyncio.to_thread(_published, job)
         if receipt is not None:
             running.note(Progress(Stage.SCORING, receipt.pool_users, receipt.pool_users))
@@ -219,13 +260,18 @@ class Dispatcher:
             return
         attempt = 0
         while True:
-            await self._store.begin_attempt(operation.id)
+            await self._begin_attempt(operation)
             try:
                 await self._runtime.run(job, running.note)
                 return
+            except AlreadyExists:
+                # A front that has lost the operation was faster than its loss; the same job gives the same bytes.
+                if await asyncio.to_thread(_published, job) is None:
+                    raise
+                return
             except Unavailable as error:
-                # A runtime that is down has not seen the job: that is no run, and the queue waits until it is up.
-                down = error.reason == NOT_RUNNING
+                # What has not seen the job has not run it, and the queue waits until it does.
+                down = error.reason in NO_RUN
                 if not down and attempt + 1 >= self._max_attempts:
                     raise Unavailable(
                         f"given up after {self._max_attempts} runs; the last ended with: {error.message}",
@@ -239,20 +285,75 @@ class Dispatcher:
             if job.cancel_flag.exists():
                 raise Cancelled("cancelled by CancelOperation")
 
+    async def _begin_attempt(self, operation: Operation) -> None:
+        try:
+            ours = await self._leases.begin_attempt(operation)
+        except Exception as error:
+            raise _NotOurs(f"its run cannot be noted: {error}") from error
+        if not ours:
+            raise _NotOurs("another server has taken it over")
+
     async def _persist(self) -> None:
         while True:
             await asyncio.sleep(PERSIST_SECONDS)
-            for operation_id, running in list(self._running.items()):
+            for running in list(self._running.values()):
                 if running.progress is not None and running.progress != running.persisted:
                     running.persisted = running.progress
                     try:
-                        await self._note_progress(operation_id, running)
-                    except Exception:
-                        _log.exception("cannot note the progress of operations/%s", operation_id)
+                        await self._note_progress(running)
+                    except Exception as error:
+                        _log.warning("cannot note the progress of operations/%s: %s", running.operation.id, error)
 
-    async def _note_progress(self, operation_id: str, running: _Running) -> None:
+    async def _note_progress(self, running: _Running) -> None:
         if running.progress is not None:
-            await self._store.note_progress(operation_id, running.progress, running.users_scored, running.users_total)
+            await self._leases.note_progress(
+                running.operation, running.progress, running.users_scored, running.users_total
+            )
+
+    async def _tend(self) -> None:
+        """What a front does for the others and they for it, and what failed before."""
+        renewed = -math.inf
+        while True:
+            await asyncio.sleep(TEND_SECONDS)
+            try:
+                while self._unfinished:
+                    await self._end_cancelled(await self._leases.give_back(self._unfinished[0]))
+                    self._unfinished.pop(0)
+                    self.wake()
+                if time.monotonic() - renewed >= min(RENEW_SECONDS, self._leases.lease_seconds / 4):
+                    renewed = time.monotonic()
+                    if self._running and self._leases.shared:
+                        await self._renew()
+                    await self._take_over()
+                if not self._leases.shared:
+                    continue
+                for operation_id in await self._store.ended(list(self._ends)) if self._ends else ():
+                    self._tell_end(operation_id)
+                self.wake()
+            except Exception as error:
+                await _trouble("cannot tend the queue", error)
+
+    async def _renew(self) -> None:
+        """Keep what we run, stop what is no longer ours, and hear of cancellations that another front was asked for."""
+        before = list(self._running.values())
+        held = await self._leases.renew([running.operation for running in before])
+        for running in before:
+            operation_id = running.operation.id
+            if running.ending or running.task is None:
+                continue
+            if operation_id not in held:
+                _log.warning("operations/%s was taken over by another server; stopping it here", operation_id)
+                running.task.cancel()
+            elif held[operation_id]:
+                running.cancel.set()
+
+    async def _take_over(self, *, everything: bool = False) -> None:
+        await self._end_cancelled(await self._leases.requeue_abandoned(list(self._running), everything=everything))
+
+    async def _end_cancelled(self, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            self._tell_end(operation.id)
+            await self._forget_job(operation)
 
     def _tell_end(self, operation_id: str) -> None:
         event = self._ends.get(operation_id)
@@ -265,6 +366,15 @@ class Dispatcher:
         await asyncio.to_thread(discard, operation.job.output)
 
 
+async def _trouble(what: str, error: Exception) -> None:
+    """Say what fails and wait a moment: a store that is away is no defect, and says so itself."""
+    if isinstance(error, LookalikeError):
+        _log.warning("%s, trying again: %s", what, error)
+    else:
+        _log.error("%s, trying again", what, exc_info=error)
+    await asyncio.sleep(PERSIST_SECONDS)
+
+
 def _published(job: ExpansionJob) -> Receipt | None:
     """The receipt of a job that had done its work when the former server died, perhaps on another checkpoint."""
     try:
@@ -272,10 +382,3 @@ def _published(job: ExpansionJob) -> Receipt | None:
     except LookalikeError:
         return None
     return receipt if receipt.job_id == job.job_id else None
-
-
-def _remove_leftovers(jobs: Path, active: set[str]) -> None:
-    """Folders of operations that are done, or were never accepted."""
-    for folder in jobs.iterdir():
-        if folder.name not in active:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -24,6 +24,8 @@ from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.receipt import SeedMatch
 from lookalike.schema import FeatureSchema, FeatureValue, id_type
 from lookalike.service import caller
+from lookalike.service.audiences import is_own_id
+from lookalike.service.records import Priority
 from lookalike.service.status import InvalidRequest
 from lookalike.v1 import audience_pb2, campaign_pb2
 
@@ -44,6 +46,9 @@ class Order:
     random_seed: int
     filter: str
     exclusions: pa.Array
+    request_id: str
+    audience_id: str
+    priority: Priority
 
 
 class Door:
@@ -91,6 +96,9 @@ class Door:
             request.random_seed,
             request.filter,
             exclusions,
+            request.request_id,
+            request.audience_id,
+            Priority(request.priority) if request.priority else Priority.NORMAL,
         )
 
     def match(self, user_ids: pa.Array) -> SeedMatch:
@@ -212,11 +220,19 @@ def _user_ids(path: str, name: str, field: str) -> pa.Array:
     return column
 
 
+def names_something(request: audience_pb2.ExpandAudienceRequest) -> bool:
+    """Whether the request's ids are such as an operation can have; `Door.check` says what is wrong with others."""
+    return len(request.request_id) <= MAX_REQUEST_ID and "\0" not in request.request_id + request.audience_id
+
+
 def request_hash(request: audience_pb2.ExpandAudienceRequest) -> str:
-    """SHA-256 of what a request asks for, whatever its `request_id`."""
+    """SHA-256 of what a request asks for, whatever its `request_id`, and whether it only asks for a check."""
     content = audience_pb2.ExpandAudienceRequest()
     content.CopyFrom(request)
     content.ClearField("request_id")
+    content.ClearField("validate_only")
+    if content.priority == audience_pb2.PRIORITY_NORMAL:  # the same as none, which is all that older clients know
+        content.ClearField("priority")
     return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
 
 
@@ -228,6 +244,21 @@ def _check_names(request: audience_pb2.ExpandAudienceRequest, violations: list[L
         )
     if len(request.request_id) > MAX_REQUEST_ID:
         violations.append(InvalidInput(f"a request_id has at most {MAX_REQUEST_ID} characters", field="request_id"))
+    for field, text in (("campaign.name", name), ("request_id", request.request_id)):
+        if "\0" in text:
+            violations.append(InvalidInput(f"{field} holds a null character: leave it out", field=field))
+    if request.audience_id and not is_own_id(request.audience_id):
+        violations.append(
+            InvalidInput(
+                "an audience_id is a lower-case letter, then up to 62 lower-case letters, digits and hyphens, not "
+                "ending in a hyphen, nor 32 hexadecimal digits; leave it out to have one chosen",
+                field="audience_id",
+            )
+        )
+    if request.priority not in audience_pb2.Priority.values():
+        violations.append(
+            InvalidInput(f"priority is {request.priority}; it must be LOW, NORMAL or HIGH", field="priority")
+        )
 
 
 def _value(value: campaign_pb2.FeatureValue) -> FeatureValue:

@@ -1,36 +1,27 @@
-"""The operations store: what was ordered and what became of it, in SQL, so that it survives every restart.
+"""What callers ask of the operations store: accept, look up, list, cancel, forget; each tenant sees its own alone.
 
-Knows SQLAlchemy; knows neither gRPC nor runtimes. SQLite today; nothing here is SQLite's own but the pragmas.
+Knows the tables; knows neither gRPC nor runtimes, nor how the queue is worked off (`leases`).
 """
 
 from __future__ import annotations
 
-import asyncio
+import builtins
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
-from lookalike.errors import (
-    AlreadyExists,
-    Cancelled,
-    DataCorrupted,
-    FailedPrecondition,
-    LookalikeError,
-    NotFound,
-    ResourceExhausted,
-)
-from lookalike.retrieval.receipt import Progress
+from lookalike.errors import AlreadyExists, Cancelled, FailedPrecondition, NotFound, QuotaExceeded
+from lookalike.service.database import Database, now, transaction
+from lookalike.service.fairness import Quotas
 from lookalike.service.records import (
-    METADATA,
+    AUDIENCES,
+    INSTALLATION,
     OPERATIONS,
-    SCHEMA_VERSION,
-    VERSION,
+    TENANTS,
     Operation,
     State,
     error_text,
@@ -38,269 +29,290 @@ from lookalike.service.records import (
     to_row,
 )
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+DAY = 86_400
+RUN_SECONDS = 30.0  # of an operation, while none has succeeded
+RETRY_LIMITS = (1.0, 3600.0)
 
-_ACTIVE = (State.QUEUED.value, State.RUNNING.value)
+_QUEUED = OPERATIONS.c.state == State.QUEUED.value
+ACTIVE = (State.QUEUED.value, State.RUNNING.value)
 
 
-def _off_loop(
-    method: Callable[Concatenate[OperationStore, _P], _T],
-) -> Callable[Concatenate[OperationStore, _P], asyncio.Future[_T]]:
-    """Runs the method on the store's one thread: the event loop never waits for a disk, and writes never collide."""
+@dataclass(frozen=True)
+class Load:
+    """How busy all servers are.
 
-    def call(store: OperationStore, /, *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
-        return asyncio.get_running_loop().run_in_executor(store._thread, lambda: method(store, *args, **kwargs))
+    Attributes:
+        run_seconds: of an operation, as the last ones had it; a guess while none has succeeded.
+        queued: the tenant's operations. queued_by_all, running: everyone's.
+        tenants: that have something in the queue, this one counted in.
+    """
 
-    call.__doc__ = method.__doc__
-    return call
+    run_seconds: float
+    queued: int
+    queued_by_all: int
+    running: int
+    tenants: int
+
+    def wait_seconds(self, slots: int) -> float:
+        """Until one more operation of the tenant would run, if `slots` may run at once and the others have as much."""
+        slots = max(slots, self.running, 1)
+        if not self.queued_by_all and self.running < slots:
+            return 0.0
+        ahead = min(self.queued_by_all, self.queued * self.tenants + self.tenants - 1)
+        return (ahead + 1) / slots * self.run_seconds
 
 
 class OperationStore:
-    """Every method but `open` is awaited. One process at a time owns the store."""
+    """Every method is awaited. What belongs to another tenant is NotFound."""
 
-    def __init__(self, engine: sa.Engine, thread: ThreadPoolExecutor) -> None:
-        self._engine = engine
-        self._thread = thread
+    def __init__(self, database: Database, quotas: Quotas, *, max_queued: int) -> None:
+        """`max_queued`: of all tenants together; two servers that accept at once may exceed it by one."""
+        self._database = database
+        self._quotas = quotas
+        self._max_queued = max_queued
 
-    @staticmethod
-    async def open(url: str) -> OperationStore:
-        """Open the database at an SQLAlchemy URL, making its tables when it is new.
-
-        Raises:
-            FailedPrecondition: made by another version. DataCorrupted: no database.
-        """
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="operations")
-        try:
-            engine = await asyncio.get_running_loop().run_in_executor(thread, _open, url)
-        except BaseException:
-            thread.shutdown()
-            raise
-        return OperationStore(engine, thread)
-
-    async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
-        self._thread.shutdown()
-
-    @_off_loop
-    def create(self, operation: Operation, max_queued: int) -> tuple[Operation, bool]:
-        """Accept the operation, or return the one its `request_id` already names, and whether it is new.
+    @transaction
+    def create(self, connection: sa.Connection, operation: Operation) -> tuple[Operation, bool]:
+        """Accept the operation, or return the one its `request_id` or `audience_id` already names; whether it is new.
 
         Raises:
-            AlreadyExists: the `request_id` was used with other content. ResourceExhausted: the queue is full.
+            AlreadyExists: one of them was used with other content. QuotaExceeded: too many are queued, or were accepted
+                today.
         """
-        with self._engine.begin() as connection:
-            if operation.request_id is not None:
-                known = _select(connection, OPERATIONS.c.request_id == operation.request_id)
-                if known:
-                    return _same_request(known[0], operation.request_sha256), False
-            queued = connection.scalar(
-                sa.select(sa.func.count()).select_from(OPERATIONS).where(OPERATIONS.c.state == State.QUEUED.value)
-            )
-            if queued is not None and queued >= max_queued:
-                raise ResourceExhausted(f"{queued} operations are queued, the most allowed; try again later")
-            connection.execute(OPERATIONS.insert().values(to_row(operation)))
-            return _one(connection, operation.id), True
+        accepted = _hold_tenant(connection, operation.tenant)
+        own = operation.audience_id if operation.audience_id != operation.id else None
+        known = _known(connection, operation.tenant, operation.request_id, own, operation.request_sha256)
+        if known is not None:
+            return known, False
+        self._admit(connection, operation.tenant, accepted)
+        key = connection.execute(OPERATIONS.insert().values(to_row(operation))).inserted_primary_key
+        audience = {"id": operation.id, "tenant": operation.tenant, "audience_id": operation.audience_id}
+        connection.execute(AUDIENCES.insert().values(audience))
+        mine = TENANTS.c.tenant == operation.tenant
+        connection.execute(TENANTS.update().where(mine).values(day=_today(), accepted=accepted + 1))
+        assert key is not None
+        (stored,) = _placed(connection, [replace(operation, number=key[0])])
+        return stored, True
 
-    @_off_loop
-    def find_request(self, request_id: str, request_sha256: str) -> Operation | None:
-        """The operation a `request_id` names, if any.
+    @transaction
+    def find(
+        self, connection: sa.Connection, tenant: str, *, request_id: str, audience_id: str, request_sha256: str
+    ) -> Operation | None:
+        """The operation that either of the ids names, if any; empty ids name none.
 
         Raises:
             AlreadyExists: it was used with other content.
         """
-        with self._engine.begin() as connection:
-            known = _select(connection, OPERATIONS.c.request_id == request_id)
-            return _same_request(known[0], request_sha256) if known else None
+        return _known(connection, tenant, request_id or None, audience_id or None, request_sha256)
 
-    @_off_loop
-    def get(self, operation_id: str) -> Operation:
+    @transaction
+    def get(self, connection: sa.Connection, tenant: str, operation_id: str) -> Operation:
         """The operation.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: the tenant has none of this id.
         """
-        with self._engine.begin() as connection:
-            return _one(connection, operation_id)
+        return one_of(connection, tenant, operation_id)
 
-    @_off_loop
+    @transaction
     def list(
-        self, *, after: int, limit: int, states: Sequence[State] | None = None, campaign: str | None = None
+        self, connection: sa.Connection, tenant: str, *, after: int, limit: int, where: Any = None
     ) -> Sequence[Operation]:
-        """Up to `limit` operations numbered above `after`, in order."""
-        wanted = [OPERATIONS.c.number > after]
-        if states is not None:
-            wanted.append(OPERATIONS.c.state.in_([state.value for state in states]))
-        if campaign is not None:
-            wanted.append(OPERATIONS.c.campaign == campaign)
-        with self._engine.begin() as connection:
-            return _select(connection, *wanted, limit=limit)
+        """Up to `limit` of the tenant's operations numbered above `after`, in order of acceptance.
 
-    @_off_loop
-    def claim(self) -> Operation | None:
-        """Take the operation at the head of the queue and make it RUNNING; None when the queue is empty."""
-        with self._engine.begin() as connection:
-            head = _select(connection, OPERATIONS.c.state == State.QUEUED.value, limit=1)
-            if not head:
-                return None
-            _update(
-                connection,
-                head[0].id,
-                state=State.RUNNING.value,
-                started=head[0].started or time.time(),
-            )
-            return _one(connection, head[0].id)
+        `where`: a condition on the columns of OPERATIONS, see `filters`.
+        """
+        wanted = [OPERATIONS.c.tenant == tenant, OPERATIONS.c.number > after]
+        return select(connection, *wanted, *(() if where is None else (where,)), limit=limit)
 
-    @_off_loop
-    def begin_attempt(self, operation_id: str) -> None:
-        """Count a run."""
-        with self._engine.begin() as connection:
-            _update(connection, operation_id, attempts=OPERATIONS.c.attempts + 1)
-
-    @_off_loop
-    def note_progress(self, operation_id: str, progress: Progress, users_scored: int, users_total: int) -> None:
-        """Remember how far it is, for whoever asks after a restart."""
-        with self._engine.begin() as connection:
-            _update(
-                connection,
-                operation_id,
-                stage=progress.stage.value,
-                stage_done=progress.done,
-                stage_total=progress.total,
-                users_scored=users_scored,
-                users_total=users_total,
-            )
-
-    @_off_loop
-    def finish(self, operation_id: str, state: State, error: LookalikeError | None = None) -> None:
-        """Make it done."""
-        with self._engine.begin() as connection:
-            _update(connection, operation_id, state=state.value, ended=time.time(), error=error_text(error))
-
-    @_off_loop
-    def request_cancel(self, operation_id: str) -> Operation:
+    @transaction
+    def request_cancel(self, connection: sa.Connection, tenant: str, operation_id: str) -> Operation:
         """Cancel it at once when queued, note the wish when running; a done one stays as it is.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: the tenant has none of this id.
         """
-        with self._engine.begin() as connection:
-            operation = _one(connection, operation_id)
-            if operation.state is State.QUEUED:
-                _cancel(connection, operation_id)
-            elif operation.state is State.RUNNING:
-                _update(connection, operation_id, cancel_requested=True)
-            return _one(connection, operation_id)
+        operation = one_of(connection, tenant, operation_id, lock_it=True)
+        if operation.state is State.QUEUED:
+            cancel(connection, operation_id)
+        elif operation.state is State.RUNNING:
+            connection.execute(OPERATIONS.update().where(OPERATIONS.c.id == operation_id).values(cancel_requested=True))
+        return one_of(connection, tenant, operation_id)
 
-    @_off_loop
-    def requeue_running(self) -> None:
-        """After a restart: what ran runs again, in its old place, unless its cancellation was asked for."""
-        with self._engine.begin() as connection:
-            running = OPERATIONS.c.state == State.RUNNING.value
-            for operation in _select(connection, running, OPERATIONS.c.cancel_requested):
-                _cancel(connection, operation.id)
-            connection.execute(OPERATIONS.update().where(running).values(state=State.QUEUED.value))
-
-    @_off_loop
-    def active_ids(self) -> set[str]:
-        """Ids of all operations that are not done."""
-        with self._engine.begin() as connection:
-            return set(connection.scalars(sa.select(OPERATIONS.c.id).where(OPERATIONS.c.state.in_(_ACTIVE))))
-
-    @_off_loop
-    def delete(self, operation_id: str) -> None:
+    @transaction
+    def delete(self, connection: sa.Connection, tenant: str, operation_id: str) -> None:
         """Forget a done operation; its audience stays.
 
         Raises:
-            NotFound: there is none of this id. FailedPrecondition: it is not done.
+            NotFound: the tenant has none of this id. FailedPrecondition: it is not done.
         """
-        with self._engine.begin() as connection:
-            if not _one(connection, operation_id).state.done:
-                raise FailedPrecondition(
-                    f"operations/{operation_id} is not done: cancel it first", field="name", reason="OPERATION_ACTIVE"
-                )
-            connection.execute(OPERATIONS.delete().where(OPERATIONS.c.id == operation_id))
+        if not one_of(connection, tenant, operation_id, lock_it=True).state.done:
+            raise FailedPrecondition(
+                f"operations/{operation_id} is not done: cancel it first", field="name", reason="OPERATION_ACTIVE"
+            )
+        connection.execute(OPERATIONS.delete().where(OPERATIONS.c.id == operation_id))
+
+    @transaction
+    def audience(self, connection: sa.Connection, tenant: str, audience_id: str) -> str:
+        """The `id` of a finished audience, which is its folder's name.
+
+        Raises:
+            NotFound: the tenant has none of this name, or it is not finished.
+        """
+        mine = (AUDIENCES.c.tenant == tenant, AUDIENCES.c.audience_id == audience_id)
+        found = connection.scalar(sa.select(AUDIENCES.c.id).where(*mine, AUDIENCES.c.published.is_not(None)))
+        if found is None:
+            raise NotFound(f"there is no audiences/{audience_id}", field="name")
+        return str(found)
+
+    @transaction
+    def ended(self, connection: sa.Connection, operation_ids: Collection[str]) -> builtins.list[str]:
+        """Which of these are done or gone."""
+        ids = sa.select(OPERATIONS.c.id).where(OPERATIONS.c.id.in_(operation_ids), OPERATIONS.c.state.in_(ACTIVE))
+        active = set(connection.scalars(ids))
+        return [one for one in operation_ids if one not in active]
+
+    @transaction
+    def load(self, connection: sa.Connection, tenant: str) -> Load:
+        """How busy all servers are, as this tenant would feel it."""
+        return _load(connection, tenant)
+
+    def _admit(self, connection: sa.Connection, tenant: str, accepted: int) -> None:
+        quota = self._quotas.of(tenant)
+        if quota.per_day is not None and accepted >= quota.per_day:
+            raise QuotaExceeded(
+                f"{accepted} operations were accepted since midnight UTC, the most allowed in a day",
+                quota="quotas.per_day",
+                subject=f"tenant:{tenant}",
+                retry_seconds=DAY - time.time() % DAY,
+            )
+        load = _load(connection, tenant)
+        least, most = RETRY_LIMITS
+        soon = min(max(load.run_seconds / max(1, load.running), least), most)
+        if load.queued >= quota.queued:
+            raise QuotaExceeded(
+                f"{load.queued} operations are queued, the most allowed; try again later",
+                quota="quotas.queued",
+                subject=f"tenant:{tenant}",
+                retry_seconds=min(max(soon * max(1, load.tenants), least), most),
+            )
+        if load.queued_by_all >= self._max_queued:
+            raise QuotaExceeded(
+                f"{load.queued_by_all} operations are queued, the most this server takes; try again later",
+                quota="service.max_queued",
+                subject="service",
+                retry_seconds=soon,
+            )
 
 
-def _open(url: str) -> sa.Engine:
-    engine = sa.create_engine(url)
-    if engine.dialect.name == "sqlite":
-
-        @sa.event.listens_for(engine, "connect")
-        def set_pragmas(connection: Any, _: Any) -> None:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")  # an accepted operation survives a power cut
-
-    try:
-        with engine.begin() as connection:
-            METADATA.create_all(connection)
-            version = connection.scalar(sa.select(VERSION.c.version))
-            if version is None:
-                connection.execute(VERSION.insert().values(version=SCHEMA_VERSION))
-    except sa.exc.DatabaseError as error:
-        engine.dispose()
-        raise DataCorrupted(f"cannot use the operations database {url}: {error.orig}", field="data_dir") from error
-    if version not in (None, SCHEMA_VERSION):
-        engine.dispose()
-        raise FailedPrecondition(
-            f"the operations database {url} is of version {version}, this server reads {SCHEMA_VERSION}",
-            field="data_dir",
-            reason="SCHEMA_VERSION",
-        )
-    return engine
+def select(connection: sa.Connection, *wanted: Any, limit: int | None = None, lock_it: bool = False) -> list[Operation]:
+    """Operations in order of acceptance, with their places in the queue; `lock_it`: nobody else changes them."""
+    query = sa.select(OPERATIONS).where(*wanted).order_by(OPERATIONS.c.number).limit(limit)
+    rows = connection.execute(query.with_for_update() if lock_it else query).mappings().all()
+    return _placed(connection, [from_row(row) for row in rows])
 
 
-def database_url(data_dir: Path) -> str:
-    """The SQLite database of a data folder."""
-    return str(sa.URL.create("sqlite", database=str(data_dir / "operations.db")))
+def one_of(connection: sa.Connection, tenant: str, operation_id: str, *, lock_it: bool = False) -> Operation:
+    """A tenant's operation.
 
-
-def _select(connection: sa.Connection, *wanted: Any, limit: int | None = None) -> list[Operation]:
-    rows = (
-        connection.execute(sa.select(OPERATIONS).where(*wanted).order_by(OPERATIONS.c.number).limit(limit))
-        .mappings()
-        .all()
-    )
-    operations = [from_row(row) for row in rows]
-    if any(operation.state is State.QUEUED for operation in operations):
-        queue = connection.scalars(
-            sa.select(OPERATIONS.c.number).where(OPERATIONS.c.state == State.QUEUED.value).order_by(OPERATIONS.c.number)
-        ).all()
-        operations = [
-            replace(one, queue_position=bisect_left(queue, one.number)) if one.state is State.QUEUED else one
-            for one in operations
-        ]
-    return operations
-
-
-def _one(connection: sa.Connection, operation_id: str) -> Operation:
-    found = _select(connection, OPERATIONS.c.id == operation_id)
+    Raises:
+        NotFound: it has none of this id.
+    """
+    found = select(connection, OPERATIONS.c.id == operation_id, OPERATIONS.c.tenant == tenant, lock_it=lock_it)
     if not found:
         raise NotFound(f"there is no operations/{operation_id}", field="name")
     return found[0]
 
 
-def _update(connection: sa.Connection, operation_id: str, **values: Any) -> None:
-    connection.execute(OPERATIONS.update().where(OPERATIONS.c.id == operation_id).values(values))
-
-
-def _cancel(connection: sa.Connection, operation_id: str) -> None:
+def cancel(connection: sa.Connection, operation_id: str) -> None:
+    """End it as CANCELLED; its audience's name is free again."""
     error = error_text(Cancelled("cancelled by CancelOperation"))
-    _update(
-        connection,
-        operation_id,
-        state=State.CANCELLED.value,
-        cancel_requested=True,
-        ended=time.time(),
-        error=error,
+    connection.execute(
+        OPERATIONS.update()
+        .where(OPERATIONS.c.id == operation_id)
+        .values(state=State.CANCELLED.value, cancel_requested=True, ended=now(connection), error=error)
+    )
+    connection.execute(AUDIENCES.delete().where(AUDIENCES.c.id == operation_id))
+
+
+def _placed(connection: sa.Connection, operations: list[Operation]) -> list[Operation]:
+    queued = [one for one in operations if one.state is State.QUEUED]
+    if len(queued) == 1 == len(operations):  # the common case must not read the whole queue
+        earlier = sa.tuple_(OPERATIONS.c.due, OPERATIONS.c.number) < (queued[0].due, queued[0].number)
+        ahead = sa.select(sa.func.count()).where(_QUEUED, OPERATIONS.c.tenant == queued[0].tenant, earlier)
+        return [replace(queued[0], queue_position=connection.scalar(ahead) or 0)]
+    tenants = {one.tenant for one in queued}
+    if not tenants:
+        return operations
+    rows = connection.execute(
+        sa.select(OPERATIONS.c.tenant, OPERATIONS.c.id)
+        .where(_QUEUED, OPERATIONS.c.tenant.in_(tenants))
+        .order_by(OPERATIONS.c.due, OPERATIONS.c.number)
+    )
+    places: dict[str, int] = {}
+    seen = dict.fromkeys(tenants, 0)
+    for tenant, operation_id in rows:
+        places[operation_id] = seen[tenant]
+        seen[tenant] += 1
+    return [replace(one, queue_position=places.get(one.id, 0)) for one in operations]
+
+
+def _hold_tenant(connection: sa.Connection, tenant: str) -> int:
+    """Make all who accept for this tenant take turns; returns how many operations were accepted today."""
+    insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    row = {"tenant": tenant, "start": None, "day": 0, "accepted": 0}
+    connection.execute(insert(TENANTS).values(row).on_conflict_do_nothing())
+    mine = sa.select(TENANTS.c.day, TENANTS.c.accepted).where(TENANTS.c.tenant == tenant).with_for_update()
+    day, accepted = connection.execute(mine).one()
+    return int(accepted) if day == _today() else 0
+
+
+def _known(
+    connection: sa.Connection, tenant: str, request_id: str | None, audience_id: str | None, sha256: str
+) -> Operation | None:
+    mine = OPERATIONS.c.tenant == tenant
+    if request_id is not None:
+        for known in select(connection, mine, OPERATIONS.c.request_id == request_id):
+            if known.request_sha256 != sha256:
+                raise AlreadyExists(
+                    f"request_id '{request_id}' was used with other content for operations/{known.id}; choose a new "
+                    "one",
+                    field="request_id",
+                    reason="REQUEST_ID_REUSED",
+                )
+            return known
+    taken = (AUDIENCES.c.tenant == tenant, AUDIENCES.c.audience_id == audience_id)
+    holder = connection.scalar(sa.select(AUDIENCES.c.id).where(*taken)) if audience_id is not None else None
+    if holder is None:
+        return None
+    for known in select(connection, mine, OPERATIONS.c.id == holder):
+        if known.request_sha256 == sha256:
+            return known
+    raise AlreadyExists(
+        f"audiences/{audience_id} exists, or is being made of another request; choose another audience_id",
+        field="audience_id",
+        reason="AUDIENCE_EXISTS",
     )
 
 
-def _same_request(known: Operation, request_sha256: str) -> Operation:
-    if known.request_sha256 != request_sha256:
-        raise AlreadyExists(
-            f"request_id '{known.request_id}' was used with other content for operations/{known.id}; choose a new one",
-            field="request_id",
-            reason="REQUEST_ID_REUSED",
-        )
-    return known
+def _load(connection: sa.Connection, tenant: str) -> Load:
+    counts = sa.select(OPERATIONS.c.state, OPERATIONS.c.tenant, sa.func.count()).where(OPERATIONS.c.state.in_(ACTIVE))
+    queued: dict[str, int] = {}
+    running = 0
+    for state, owner, count in connection.execute(counts.group_by(OPERATIONS.c.state, OPERATIONS.c.tenant)):
+        if state == State.RUNNING.value:
+            running += count
+        else:
+            queued[owner] = count
+    seconds = connection.scalar(sa.select(INSTALLATION.c.run_seconds))
+    return Load(
+        run_seconds=RUN_SECONDS if seconds is None else seconds,
+        queued=queued.get(tenant, 0),
+        queued_by_all=sum(queued.values()),
+        running=running,
+        tenants=len(queued.keys() | {tenant}),
+    )
+
+
+def _today() -> int:
+    return int(time.time() // DAY)

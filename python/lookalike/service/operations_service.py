@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 
 from lookalike.errors import InvalidInput, LookalikeError
-from lookalike.service import tokens
+from lookalike.service import caller, tokens
 from lookalike.service.audiences import AudienceStore
 from lookalike.service.convert import operation_message
 from lookalike.service.dispatcher import Dispatcher
+from lookalike.service.filters import parse_filter
 from lookalike.service.operations import OperationStore
 from lookalike.service.records import Operation, State
 
@@ -31,7 +32,6 @@ MAX_WAIT_SECONDS = 3600.0
 Present = Callable[[Operation], Awaitable[operations_pb2.Operation]]
 
 _ID = re.compile(r"operations/([0-9a-f]{32})")
-_TERM = re.compile(r'\s*(done|state|metadata\.state|campaign|metadata\.campaign)\s*=\s*("[^"]*"|[\w.-]+)\s*', re.ASCII)
 
 
 def presenter(dispatcher: Dispatcher, audiences: AudienceStore) -> Present:
@@ -41,7 +41,7 @@ def presenter(dispatcher: Dispatcher, audiences: AudienceStore) -> Present:
         audience = None
         if operation.state is State.SUCCEEDED:
             try:
-                audience = await audiences.get(operation.id)
+                audience = await audiences.of(operation)
             except LookalikeError as error:  # somebody removed or damaged the folder
                 operation = replace(operation, error=error)
         return operation_message(
@@ -61,7 +61,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
 
     async def GetOperation(self, request: operations_pb2.GetOperationRequest, context: Any) -> operations_pb2.Operation:
         """As it is now."""
-        return await self._present(await self._store.get(_id(request.name)))
+        return await self._present(await self._store.get(_tenant(), _id(request.name)))
 
     async def ListOperations(
         self, request: operations_pb2.ListOperationsRequest, context: Any
@@ -71,11 +71,11 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
             raise InvalidInput(f"the collection is 'operations', not '{request.name}'", field="name")
         if request.page_size < 0:
             raise InvalidInput(f"page_size is {request.page_size}; it must be 0 or more", field="page_size")
-        states, campaign = parse_filter(request.filter)
-        listing = f"operations\0{request.filter}"
+        where = parse_filter(request.filter)
+        listing = f"operations\0{_tenant()}\0{request.filter}"
         after = tokens.decode(request.page_token, listing=listing, field="page_token")
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        found = await self._store.list(after=after, limit=size + 1, states=states, campaign=campaign)
+        found = await self._store.list(_tenant(), after=after, limit=size + 1, where=where)
         more = tokens.encode(found[size - 1].number, listing=listing) if len(found) > size else ""
         shown = [await self._present(operation) for operation in found[:size]]
         return operations_pb2.ListOperationsResponse(operations=shown, next_page_token=more)
@@ -90,44 +90,21 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         left = context.time_remaining()
         if left is not None:
             seconds = min(seconds, max(0.0, 0.9 * left))
-        return await self._present(await self._dispatcher.wait(_id(request.name), seconds))
+        return await self._present(await self._dispatcher.wait(_tenant(), _id(request.name), seconds))
 
     async def CancelOperation(self, request: operations_pb2.CancelOperationRequest, context: Any) -> Empty:
         """Ask it to end; it is done soon after, as CANCELLED unless it was faster."""
-        await asyncio.shield(self._dispatcher.cancel(_id(request.name)))
+        await asyncio.shield(self._dispatcher.cancel(_tenant(), _id(request.name)))
         return Empty()
 
     async def DeleteOperation(self, request: operations_pb2.DeleteOperationRequest, context: Any) -> Empty:
         """Forget a done one. Its audience stays."""
-        await self._store.delete(_id(request.name))
+        await self._store.delete(_tenant(), _id(request.name))
         return Empty()
 
 
-def parse_filter(text: str) -> tuple[Sequence[State] | None, str | None]:
-    """States and campaign of a filter: terms `done = true`, `state = RUNNING`, `campaign = "x"`, joined by AND.
-
-    Raises:
-        InvalidInput: something else.
-    """
-    states = set(State)
-    campaign = None
-    for term in re.split(r"\sAND\s", text) if text.strip() else ():
-        match = _TERM.fullmatch(term)
-        name, value = (match[1].removeprefix("metadata."), match[2].strip('"')) if match else ("", "")
-        known = {state.value: {state} for state in State} | {f"STATE_{state.value}": {state} for state in State}
-        if name == "done" and value in ("true", "false"):
-            states &= {state for state in State if state.done is (value == "true")}
-        elif name == "state" and value in known:
-            states &= known[value]
-        elif name == "campaign":
-            campaign = value
-        else:
-            raise InvalidInput(
-                f"cannot read the filter's '{term.strip()}'; terms are done = true|false, "
-                f'state = {"|".join(State)}, campaign = "NAME", joined by AND',
-                field="filter",
-            )
-    return (None if states == set(State) else sorted(states)), campaign
+def _tenant() -> str:
+    return caller.current().tenant
 
 
 def _id(name: str) -> str:

@@ -1,13 +1,13 @@
-"""What the operations store keeps: an operation, its table, and the way from one to the other.
+"""What the operations database keeps: an operation, the tables, and the way from one to the other.
 
-Knows jobs and SQLAlchemy's tables; runs no SQL.
+Knows jobs and SQLAlchemy's tables; runs no SQL. The tables are as the last of `migrations` leaves them.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,7 +17,9 @@ from lookalike.retrieval.receipt import Progress, Stage
 from lookalike.runtime.job import ExpansionJob
 from lookalike.runtime.wire import error_from_json, error_to_json, job_from_json, job_to_json
 
-SCHEMA_VERSION = 1
+# What a priority is worth: HIGH goes before what was accepted up to so long earlier, LOW after what comes up to so long
+# later. So nothing waits for ever, however many come with a higher priority.
+PRIORITY_SECONDS = 600.0
 
 
 class State(StrEnum):
@@ -32,47 +34,66 @@ class State(StrEnum):
         return self not in (State.QUEUED, State.RUNNING)
 
 
+class Priority(IntEnum):
+    """Among the operations of one tenant."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operation:
     """One expansion, from acceptance to its end. Times are Unix seconds.
 
     Attributes:
-        number: order of acceptance, which is the order of the queue.
+        id: 32 hexadecimal digits, unique over all tenants; also the audience's folder.
+        audience_id: what the tenant knows the audience by: its own choice, or `id`.
+        number: order of acceptance.
         request_sha256: of the request's content, to tell a repetition from a misuse of its `request_id`.
         attempts: runs begun.
-        queue_position: operations ahead in the queue; 0 when not queued.
+        fence: counts claims; who holds an older one has lost the operation.
+        queue_position: the tenant's operations ahead in the queue; 0 when not queued.
     """
 
     id: str
+    tenant: str
     request_id: str | None
     request_sha256: str
+    audience_id: str
     job: ExpansionJob
     users_total: int
     created: float
+    priority: Priority = Priority.NORMAL
     number: int = 0
     state: State = State.QUEUED
     progress: Progress | None = None
     users_scored: int = 0
     attempts: int = 0
+    fence: int = 0
     cancel_requested: bool = False
     started: float | None = None
     ended: float | None = None
     error: LookalikeError | None = None
     queue_position: int = 0
 
+    @property
+    def due(self) -> float:
+        """Place in the tenant's queue: the least goes first, then the least `number`."""
+        return self.created - PRIORITY_SECONDS * (self.priority - Priority.NORMAL)
+
 
 METADATA = sa.MetaData()
-VERSION = sa.Table("schema_version", METADATA, sa.Column("version", sa.Integer, nullable=False))
 OPERATIONS = sa.Table(
     "operations",
     METADATA,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("id", sa.String(64), nullable=False, unique=True),
-    sa.Column("request_id", sa.String(128), unique=True),
+    sa.Column("request_id", sa.String(128)),
     sa.Column("request_sha256", sa.String(64), nullable=False),
     sa.Column("campaign", sa.Text, nullable=False),
     sa.Column("job", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("state", sa.String(16), nullable=False),
     sa.Column("stage", sa.String(16)),
     sa.Column("stage_done", sa.BigInteger, nullable=False),
     sa.Column("stage_total", sa.BigInteger, nullable=False),
@@ -84,7 +105,43 @@ OPERATIONS = sa.Table(
     sa.Column("started", sa.Float),
     sa.Column("ended", sa.Float),
     sa.Column("error", sa.Text),
+    sa.Column("tenant", sa.String(128), nullable=False),
+    sa.Column("audience_id", sa.String(64), nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("due", sa.Float, nullable=False),
+    sa.Column("fence", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(64)),  # the front that runs it, and how long it may without a sign of life
+    sa.Column("lease_until", sa.Float),
+    sa.UniqueConstraint("tenant", "request_id", name="operations_tenant_request_id_key"),
+    sa.Index("operations_queue", "state", "tenant", "due", "number"),
+    sa.Index("operations_listing", "tenant", "number"),
     sqlite_autoincrement=True,  # a number is never used twice, so that a page token stays true
+)
+# A row from acceptance on, so that a name is taken while its audience is made; it goes when that fails, and stays when
+# its operation is deleted.
+AUDIENCES = sa.Table(
+    "audiences",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),  # of the operation; the folder's name
+    sa.Column("tenant", sa.String(128), nullable=False),
+    sa.Column("audience_id", sa.String(64), nullable=False),
+    sa.Column("published", sa.Float),  # None while it is made
+    sa.UniqueConstraint("tenant", "audience_id", name="audiences_tenant_audience_id_key"),
+)
+TENANTS = sa.Table(
+    "tenants",
+    METADATA,
+    sa.Column("tenant", sa.String(128), primary_key=True),
+    sa.Column("start", sa.Float),  # of its last turn, in the virtual time of `fairness`; None before the first
+    sa.Column("day", sa.Integer, nullable=False),  # days since 1970, UTC
+    sa.Column("accepted", sa.Integer, nullable=False),  # operations on that day
+)
+INSTALLATION = sa.Table(  # one row
+    "installation",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),  # drawn when the database was made
+    sa.Column("bound", sa.Boolean, nullable=False),  # to a data folder
+    sa.Column("run_seconds", sa.Float),  # of successful operations, a mean in which the last ones weigh most
 )
 
 
@@ -97,10 +154,14 @@ def to_row(operation: Operation) -> dict[str, Any]:
     """Columns of a new one."""
     return {
         "id": operation.id,
+        "tenant": operation.tenant,
         "request_id": operation.request_id,
         "request_sha256": operation.request_sha256,
+        "audience_id": operation.audience_id,
         "campaign": operation.job.campaign,
         "job": json.dumps(job_to_json(operation.job)),
+        "priority": int(operation.priority),
+        "due": operation.due,
         "state": operation.state.value,
         "stage": None,
         "stage_done": 0,
@@ -108,6 +169,7 @@ def to_row(operation: Operation) -> dict[str, Any]:
         "users_scored": 0,
         "users_total": operation.users_total,
         "attempts": 0,
+        "fence": 0,
         "cancel_requested": False,
         "created": operation.created,
     }
@@ -118,16 +180,20 @@ def from_row(row: Any) -> Operation:
     stage = row["stage"]
     return Operation(
         id=row["id"],
+        tenant=row["tenant"],
         request_id=row["request_id"],
         request_sha256=row["request_sha256"],
+        audience_id=row["audience_id"],
         job=job_from_json(json.loads(row["job"])),
         users_total=row["users_total"],
         created=row["created"],
+        priority=Priority(row["priority"]),
         number=row["number"],
         state=State(row["state"]),
         progress=Progress(Stage(stage), row["stage_done"], row["stage_total"]) if stage else None,
         users_scored=row["users_scored"],
         attempts=row["attempts"],
+        fence=row["fence"],
         cancel_requested=row["cancel_requested"],
         started=row["started"],
         ended=row["ended"],

@@ -6,13 +6,10 @@ Torch-free: what runs expansions comes in as a `Runtime`, already started, and i
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
-import os
-import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -30,10 +27,15 @@ from lookalike.service.audience_service import AudienceServicer
 from lookalike.service.audiences import AudienceStore
 from lookalike.service.audit import AuditLog
 from lookalike.service.authentication import AuthInterceptor
+from lookalike.service.data_dir import DataDir, bind, data_dir
+from lookalike.service.database import Database, database_url
 from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.door import Door
 from lookalike.service.endpoint import Endpoint
-from lookalike.service.operations import OperationStore, database_url
+from lookalike.service.expiry import Expiry
+from lookalike.service.fairness import Quotas
+from lookalike.service.leases import Leases
+from lookalike.service.operations import OperationStore
 from lookalike.service.operations_service import OperationsServicer, presenter
 from lookalike.service.status import ErrorInterceptor
 from lookalike.service.token_file import TokenFile, tokens_path
@@ -65,27 +67,33 @@ async def serve(
         campaign_schema: lets unknown features be refused at the door; see `read_campaign_schema`.
 
     Raises:
-        InvalidInput: see `Endpoint`. Unavailable: the address is taken.
-        FailedPrecondition: another server uses the data folder, it is of another version, or the audit log cannot be
-            written.
+        InvalidInput: see `Endpoint`; or no URL of a database. Unavailable: the address is taken, or the database cannot
+            be reached.
+        FailedPrecondition: another server uses the data folder, it is of a newer version or another database, or the
+            audit log cannot be written.
         NotFound, DataCorrupted: the pool, or the operations database.
     """
     service = config.service
     endpoint = Endpoint(service)
     # A name that is swapped to a newer snapshot must not change the one this server checks seeds against.
     opened = await asyncio.to_thread(lambda: Pool.open(pool.resolve()))
-    async with _data_dir(service.data_dir) as data_dir:
-        store = await OperationStore.open(database_url(data_dir))
+    url = database_url(service.database_url, service.data_dir.absolute())
+    async with data_dir(service.data_dir, shared=bool(service.database_url)) as folder:
+        database = await Database.open(url)
         try:
+            await bind(folder, database)
+            quotas = Quotas(config.quotas)
+            store = OperationStore(database, quotas, max_queued=service.max_queued)
             dispatcher = Dispatcher(
                 store,
-                ConfinedRuntime(runtime, data_dir),
-                jobs=data_dir / "jobs",
+                ConfinedRuntime(runtime, folder.path),
+                leases=Leases(database, quotas, lease_seconds=service.lease_seconds),
+                jobs=folder.jobs,
                 pool=opened.path,
                 checkpoint=checkpoint_fingerprint,
                 max_attempts=service.max_attempts,
             )
-            audiences = AudienceStore(data_dir / "audiences")
+            audiences = AudienceStore(folder.audiences, store)
             present = presenter(dispatcher, audiences)
             servicer = AudienceServicer(
                 pool=opened,
@@ -94,15 +102,19 @@ async def serve(
                 dispatcher=dispatcher,
                 audiences=audiences,
                 present=present,
-                jobs=data_dir / "jobs",
-                max_queued=service.max_queued,
+                jobs=folder.jobs,
+                capacity=runtime.capacity,
+                min_seeds=config.adaptation.min_seeds,
                 page_size=service.page_size,
             )
             operations = OperationsServicer(store, dispatcher, present)
-            async with _authentication(service, data_dir) as authentication:
+            async with (
+                _authentication(service, folder.path) as authentication,
+                _forgetting(service, database, folder),
+            ):
                 await _run(service, endpoint, authentication, servicer, operations, dispatcher, ready, stop)
         finally:
-            await store.close()
+            await database.close()
 
 
 def read_campaign_schema(checkpoint: Path) -> FeatureSchema:
@@ -181,34 +193,14 @@ async def _authentication(config: ServiceConfig, data_dir: Path) -> AsyncIterato
 
 
 @asynccontextmanager
-async def _data_dir(path: Path) -> AsyncIterator[Path]:
-    """The data folder, ours alone while the block runs, cleared of what a killed server left half written."""
-    path = await asyncio.to_thread(_make_data_dir, path)
-    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+async def _forgetting(config: ServiceConfig, database: Database, folder: DataDir) -> AsyncIterator[None]:
+    """Removes what has expired and what a killed server left half written, now and while the block runs."""
+    expiry = Expiry(database, folder, operation_days=config.operation_days, audience_days=config.audience_days)
+    await expiry.sweep(alone=not folder.shared)
+    task = asyncio.create_task(expiry.run())
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FailedPrecondition(
-                f"another server uses {path}; stop it or choose another service.data_dir",
-                field="service.data_dir",
-                reason="DATA_DIR_IN_USE",
-            ) from error
-        await asyncio.to_thread(_remove_staged, path)
-        yield path
+        yield
     finally:
-        os.close(lock)
-
-
-def _make_data_dir(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)  # seeds and audiences are people
-    if path.stat().st_mode & 0o077:
-        _log.warning("others on this machine may look into %s, where seeds and audiences are: chmod 700 it", path)
-    for name in ("jobs", "audiences"):
-        (path / name).mkdir(parents=True, exist_ok=True)
-    return path.absolute()
-
-
-def _remove_staged(data_dir: Path) -> None:
-    for folder in data_dir.glob("*/*.tmp-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

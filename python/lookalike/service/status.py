@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NoReturn
@@ -83,8 +84,16 @@ def to_status(error: errors.LookalikeError) -> status_pb2.Status:
                 reason=one.reason,
             )
         status.details.add().Pack(request)
+    if isinstance(error, errors.QuotaExceeded):
+        quota = error_details_pb2.QuotaFailure()
+        quota.violations.add(
+            subject=_cut(error.subject, MAX_VIOLATION), description=_cut(error.quota, MAX_VIOLATION // 2)
+        )
+        status.details.add().Pack(quota)
     if code in _RETRY_SECONDS:
-        delay = Duration(seconds=_RETRY_SECONDS[code])
+        seconds = error.retry_seconds if isinstance(error, errors.QuotaExceeded) else _RETRY_SECONDS[code]
+        delay = Duration()
+        delay.FromMilliseconds(math.ceil(1000 * seconds))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
 
@@ -93,13 +102,24 @@ def from_status(status: status_pb2.Status) -> errors.LookalikeError:
     """The error `to_status` was given, as far as a status tells; for other people's statuses the nearest."""
     kind = _CLASSES.get(status.code, errors.InternalError)
     reason = field = None
+    info, quota, retry = error_details_pb2.ErrorInfo(), error_details_pb2.QuotaFailure(), error_details_pb2.RetryInfo()
     for detail in status.details:
-        info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
             reason = info.reason
             field = info.metadata.get("field")
             told = errors.error_class(info.metadata.get("class", ""))
             kind = told if issubclass(told, kind) else kind
+        elif not detail.Unpack(quota):
+            detail.Unpack(retry)
+    if issubclass(kind, errors.QuotaExceeded) and quota.violations:
+        return kind(
+            status.message,
+            field=field,
+            reason=reason,
+            quota=quota.violations[0].description,
+            subject=quota.violations[0].subject,
+            retry_seconds=retry.retry_delay.ToMilliseconds() / 1000,
+        )
     return kind(status.message, field=field, reason=reason)
 
 

@@ -28,7 +28,7 @@ def decode(token: str, *, listing: str, field: str) -> int:
         return 0
     try:
         position, digest = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        if isinstance(position, int) and position >= 0 and digest == _digest(listing, position):
+        if isinstance(position, int) and 0 <= position < 2**63 and digest == _digest(listing, position):
             return position
     except (ValueError, TypeError, RecursionError):
         pass

@@ -1,0 +1,223 @@
+"""The operations database: opening it, bringing it to this server's version, and running work on it off the event loop.
+
+SQLite in the data folder, owned by one process, or PostgreSQL, which several share. Knows SQLAlchemy and Alembic;
+knows no operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from lookalike.errors import DataCorrupted, FailedPrecondition, InvalidInput, LookalikeError, Unavailable
+from lookalike.service.records import INSTALLATION
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+CONNECTIONS = 4  # of one front to PostgreSQL; its calls are short
+# Names of our locks in PostgreSQL, where any number will do.
+MIGRATION_LOCK = 5_271_009_001
+CLAIM_LOCK = 5_271_009_002
+
+
+class _HasDatabase(Protocol):
+    _database: Database
+
+
+def transaction(
+    method: Callable[Concatenate[Any, sa.Connection, _P], _T],
+) -> Callable[Concatenate[Any, _P], asyncio.Future[_T]]:
+    """Makes a method awaited: it runs on a thread of the object's `_database`, in a transaction it is handed."""
+
+    def call(owner: _HasDatabase, /, *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
+        return owner._database.run(lambda connection: method(owner, connection, *args, **kwargs))
+
+    call.__doc__ = method.__doc__
+    return call
+
+
+class Database:
+    """An open database.
+
+    Attributes:
+        id: drawn when the database was made; a data folder belongs to one.
+        shared: whether other processes may use it.
+    """
+
+    def __init__(self, engine: sa.Engine, threads: ThreadPoolExecutor, database_id: str) -> None:
+        self._engine = engine
+        self._threads = threads
+        self.id = database_id
+        self.shared = engine.dialect.name != "sqlite"
+
+    @staticmethod
+    async def open(url: sa.URL) -> Database:
+        """Open the database, making it when it is new, bringing it to this server's version when it is older.
+
+        Raises:
+            FailedPrecondition: of a newer version, or we may not use it. DataCorrupted: no database.
+            Unavailable: cannot be reached.
+        """
+        # SQLite takes one writer at a time; with one thread nobody waits for a lock.
+        count = 1 if url.get_backend_name() == "sqlite" else CONNECTIONS
+        threads = ThreadPoolExecutor(max_workers=count, thread_name_prefix="operations")
+        try:
+            engine, name = await asyncio.get_running_loop().run_in_executor(threads, _open, url)
+        except BaseException:
+            threads.shutdown()
+            raise
+        return Database(engine, threads, name)
+
+    async def close(self) -> None:
+        """Wait for the work that runs, also where nobody waits for it any more, and close all connections."""
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._engine.dispose)
+
+    def run(self, work: Callable[[sa.Connection], _T]) -> asyncio.Future[_T]:
+        """Run `work` on a thread, in one transaction: the event loop never waits for a disk or a server.
+
+        Raises:
+            Unavailable: the database does not answer; whether the work is done is then unknown.
+        """
+
+        def task() -> _T:
+            try:
+                with self._engine.begin() as connection:
+                    return work(connection)
+            except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+                _log.error("the operations database fails: %s", error.orig)
+                raise Unavailable(
+                    "the operations database does not answer; try again", reason="DATABASE_UNAVAILABLE"
+                ) from error
+
+        return asyncio.get_running_loop().run_in_executor(self._threads, task)
+
+
+def database_url(database_url: str, data_dir: Path) -> sa.URL:
+    """Where operations are kept: at `database_url`, or when that is empty in the data folder's own SQLite database.
+
+    Raises:
+        InvalidInput: no URL of PostgreSQL.
+    """
+    if not database_url:
+        return sa.URL.create("sqlite", database=str(data_dir / "operations.db"))
+    try:
+        url = sa.make_url(database_url)
+        known = url.drivername in ("postgres", "postgresql", "postgresql+psycopg")
+    except (sa.exc.ArgumentError, ValueError):
+        known = False
+    if not known:
+        raise InvalidInput(
+            "it must be of the form postgresql://user@host/database, or empty for SQLite in service.data_dir",
+            field="service.database_url",
+        )
+    return url.set(drivername="postgresql+psycopg")
+
+
+def now(connection: sa.Connection) -> Any:
+    """This moment in Unix seconds, as SQL: by the clock that all who share the database share."""
+    if connection.dialect.name == "sqlite":
+        return sa.literal(time.time(), sa.Float)
+    return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+
+
+def lock(connection: sa.Connection, name: int) -> None:
+    """Take turns with other processes until the transaction ends; SQLite's transactions do so anyway."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(name)))
+
+
+def _open(url: sa.URL) -> tuple[sa.Engine, str]:
+    sqlite = url.get_backend_name() == "sqlite"
+    if sqlite:
+        engine = sa.create_engine(url)
+        _prepare_sqlite(engine)
+    else:
+        engine = sa.create_engine(_impatient(url), pool_size=CONNECTIONS, pool_pre_ping=True)
+        _prepare_postgresql(engine)
+    shown = url.render_as_string(hide_password=True)
+    try:
+        with engine.begin() as connection:
+            lock(connection, MIGRATION_LOCK)
+            _upgrade(connection, shown)
+            return engine, str(connection.scalar(sa.select(INSTALLATION.c.id)))
+    except sa.exc.DBAPIError as error:
+        engine.dispose()
+        raise _unusable(error, shown, sqlite=sqlite) from error
+    except BaseException:
+        engine.dispose()
+        raise
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    @sa.event.listens_for(engine, "connect")
+    def set_pragmas(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # else Python's driver leaves changes of the schema out of transactions
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # an accepted operation survives a power cut
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _impatient(url: sa.URL) -> sa.URL:
+    """A server that has vanished is noticed, where the URL does not say how soon."""
+    return url.set(query={"connect_timeout": "10", "tcp_user_timeout": "20000", **url.query})
+
+
+def _prepare_postgresql(engine: sa.Engine) -> None:
+    @sa.event.listens_for(engine, "connect")
+    def set_timeouts(connection: Any, _: Any) -> None:
+        # A front that hangs in the middle of a transaction must not hold its locks against the others for ever.
+        connection.execute("SET idle_in_transaction_session_timeout = '10s'")
+        connection.execute("SET lock_timeout = '20s'")
+        connection.commit()
+
+
+def _unusable(error: sa.exc.DBAPIError, shown: str, *, sqlite: bool) -> LookalikeError:
+    message = f"cannot use the operations database {shown}: {str(error.orig).strip()}"
+    if sqlite:
+        return DataCorrupted(message, field="service.data_dir")
+    if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
+        return Unavailable(message, field="service.database_url", reason="DATABASE_UNAVAILABLE")
+    return FailedPrecondition(message, field="service.database_url")
+
+
+def _upgrade(connection: sa.Connection, shown: str) -> None:
+    """All of it or, when it fails, nothing: the transaction covers the schema too."""
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    newest = scripts.get_current_head()
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is None and sa.inspect(connection).has_table("schema_version"):  # from before Alembic
+        version = connection.scalar(sa.text("SELECT version FROM schema_version"))
+        current = f"{1 if version is None else version:04d}"
+        if current == "0001":
+            alembic.command.stamp(config, current)
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+        raise FailedPrecondition(
+            f"the operations database {shown} is of version {current}, this server knows {newest} and older: run the "
+            "server that used it last, or restore what was saved before that one was installed",
+            field="service.data_dir" if connection.dialect.name == "sqlite" else "service.database_url",
+            reason="SCHEMA_VERSION",
+        )
+    if current != newest:
+        _log.info("bringing the operations database %s from version %s to %s", shown, current, newest)
+        alembic.command.upgrade(config, "head")
