@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,41 @@ def test_a_seeds_file_of_narrower_types(column: pa.Array, expected: list[int], i
     order = Door(integers, None, tmp_path).check(request(seeds_path="s.parquet"))
     assert order.seeds.to_pylist() == expected
     assert order.seeds.type == pa.int64()
+
+
+def test_a_link_turned_at_the_last_moment_leads_nowhere(
+    integers: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("seeds/good.parquet", "outside.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"user_id": [1, 2]}), tmp_path / name)
+    link = tmp_path / "seeds" / "link.parquet"
+    link.symlink_to("good.parquet")
+    door = Door(integers, None, tmp_path / "seeds")
+    assert len(door.check(request(seeds_path="link.parquet")).seeds) == 2
+    opened = os.open
+
+    def turned(path: Path, flags: int) -> int:
+        link.unlink()
+        link.symlink_to("../outside.parquet")
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "open", turned)
+    with pytest.raises(errors.InvalidInput, match="outside the server's seeds folder"):
+        door.check(request(seeds_path="link.parquet"))
+
+
+def test_what_is_no_file_is_not_waited_for(integers: Pool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    door = Door(integers, None, tmp_path)
+    for name in ("pipe", "folder", "folder/none", "none/none"):
+        with pytest.raises(errors.NotFound):
+            door.check(request(seeds_path=name))
+    for name in ("loop", "x" * 5000, "null\0"):
+        with pytest.raises(errors.InvalidInput, match="cannot open"):
+            door.check(request(seeds_path=name))
 
 
 def test_the_hash_is_of_the_content_alone() -> None:

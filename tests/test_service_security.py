@@ -377,7 +377,8 @@ def test_each_tenant_has_seed_files_of_its_own(start: Start, tmp_path: Path) -> 
     secured = start(seeds_dir=seeds_dir)
     rival = secured.client(secured.token(tenant="rival")[0])
     rival.expand(campaign="c", seeds_path="rival.parquet", k=1).result(SECONDS)
-    for path in ("../shop/shop.parquet", str(seeds_dir / "shop" / "shop.parquet"), "link.parquet"):
+    outside = ("../shop/shop.parquet", "../shop/none.parquet", str(seeds_dir / "shop" / "shop.parquet"), "link.parquet")
+    for path in outside:
         with pytest.raises(errors.InvalidInput, match="outside the server's seeds folder"):
             rival.expand(campaign="c", seeds_path=path, k=1)
     with pytest.raises(errors.NotFound):

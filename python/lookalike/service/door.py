@@ -184,17 +184,20 @@ class Door:
 @contextmanager
 def _opened(folder: Path, name: str, field: str) -> Iterator[str]:
     """A path to a file that lies in the folder, whatever becomes of the names on the way to it meanwhile."""
+    outside = InvalidInput(f"'{name}' lies outside the server's seeds folder", field=field)
     try:
+        if not (folder / name).resolve().is_relative_to(folder):
+            raise outside  # before it could be told whether such a file is there
         # Not to wait for the other end of a pipe.
         file = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"there is no file '{name}' in the server's seeds folder", field=field) from error
-    except (OSError, ValueError) as error:  # not readable, too long, a null character, a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # not readable, too long, a null character, a loop of links
         raise InvalidInput(f"cannot open {name[:100]!r}: {error}", field=field) from error
     try:
         path = f"/proc/self/fd/{file}"
-        if not Path(path).resolve().is_relative_to(folder):
-            raise InvalidInput(f"'{name}' lies outside the server's seeds folder", field=field)
+        if not Path(path).resolve().is_relative_to(folder):  # a link on the way was turned since
+            raise outside
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise NotFound(f"there is no file '{name}' in the server's seeds folder", field=field)
         yield path
