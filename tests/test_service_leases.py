@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operations import TENANT, Stores, stores
+from postgres import new_database
 
 from lookalike import errors
 from lookalike.config import QuotasConfig, TenantQuota
 from lookalike.retrieval.receipt import Progress, Stage
 from lookalike.service.fairness import Quotas, Waiting
-from lookalike.service.records import PRIORITY_SECONDS, Operation, Priority, State
+from lookalike.service.records import OPERATIONS, PRIORITY_SECONDS, Operation, Priority, State
 
 
 @pytest.fixture
@@ -245,3 +249,25 @@ async def test_what_is_given_back_and_was_to_be_cancelled_is(both: Stores) -> No
     await both.store.request_cancel(TENANT, "a")
     await both.leases.give_back(it)
     assert await both.states("a") == [State.CANCELLED]
+
+
+async def test_giving_back_waits_for_what_we_are_still_writing(postgres: Path, tmp_path: Path) -> None:
+    """The last note of a job that is stopped goes on on its thread; skipping its row would leave a lease behind."""
+    async with stores(new_database(postgres), tmp_path) as both:
+        await both.create("a")
+        it = await claimed(both)
+        locked = threading.Event()
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(OPERATIONS.update().where(OPERATIONS.c.id == "a").values(users_scored=1))
+            locked.set()
+            waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            give_up = time.monotonic() + 10
+            while not connection.scalar(waiting) and time.monotonic() < give_up:
+                time.sleep(0.01)
+
+        writing = both.database.run(write)
+        await asyncio.to_thread(locked.wait)
+        await both.leases.give_back(it)
+        await writing
+        assert await both.states("a") == [State.QUEUED]

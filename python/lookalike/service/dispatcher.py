@@ -202,7 +202,7 @@ class Dispatcher:
 
     async def _fill(self) -> None:
         while len(self._running) < self._runtime.capacity:
-            operation = await self._leases.claim()
+            operation = await self._claim()
             if operation is None:
                 return
             before = self._running.get(operation.id)
@@ -211,6 +211,16 @@ class Dispatcher:
                 await asyncio.wait([before.task])
             running = self._running[operation.id] = _Running(operation, users_total=operation.users_total)
             running.task = self._spawn(self._see_through(running))
+
+    async def _claim(self) -> Operation | None:
+        claim = self._leases.claim()
+        try:
+            return await asyncio.shield(claim)
+        except asyncio.CancelledError:  # we are being closed, and it goes on without us
+            with suppress(Exception):
+                operation = await claim
+                self._unfinished += [operation] if operation is not None else []
+            raise
 
     async def _see_through(self, running: _Running) -> None:
         operation = running.operation

@@ -95,7 +95,8 @@ class Leases:
     def give_back(self, connection: sa.Connection, operation: Operation) -> list[Operation]:
         """Put an operation of ours back into its old place; returns it if it was cancelled instead, as asked for."""
         mine = (OPERATIONS.c.id == operation.id, OPERATIONS.c.fence == operation.fence)
-        return _requeue(connection, sa.and_(*mine, OPERATIONS.c.owner == self._owner))
+        # What we wrote last may still be at it.
+        return _requeue(connection, sa.and_(*mine, OPERATIONS.c.owner == self._owner), skip_locked=False)
 
     @transaction
     def renew(self, connection: sa.Connection, operations: Collection[Operation]) -> dict[str, bool]:
@@ -118,7 +119,7 @@ class Leases:
         over = sa.or_(
             sa.literal(everything), OPERATIONS.c.lease_until.is_(None), OPERATIONS.c.lease_until < now(connection)
         )
-        return _requeue(connection, sa.and_(OPERATIONS.c.id.not_in(keep), over))
+        return _requeue(connection, sa.and_(OPERATIONS.c.id.not_in(keep), over), skip_locked=True)
 
     def _turns(self, connection: sa.Connection) -> Sequence[Turn]:
         running = sa.select(OPERATIONS.c.tenant, sa.func.count()).where(_RUNNING).group_by(OPERATIONS.c.tenant)
@@ -167,11 +168,11 @@ def _learn(connection: sa.Connection, seconds: float) -> None:
     connection.execute(INSTALLATION.update().values(run_seconds=sa.func.coalesce(0.9 * mean + 0.1 * seconds, seconds)))
 
 
-def _requeue(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[Operation]:
+def _requeue(connection: sa.Connection, which: sa.ColumnElement[bool], *, skip_locked: bool) -> list[Operation]:
     """Returns those that were cancelled instead."""
     lost = sa.select(OPERATIONS.c.id, OPERATIONS.c.cancel_requested).where(_RUNNING, which)
     cancelled = []
-    for operation_id, wanted in connection.execute(lost.with_for_update(skip_locked=True)).all():
+    for operation_id, wanted in connection.execute(lost.with_for_update(skip_locked=skip_locked)).all():
         if wanted:
             cancel(connection, operation_id)
             cancelled += select(connection, OPERATIONS.c.id == operation_id)
