@@ -31,7 +31,6 @@ from lookalike.evaluation.systems.system import (
     Underway,
 )
 from lookalike.evaluation.systems.together import HeadSettings, Lesson, Teacher, fit_together, follow, split
-from lookalike.model.baselines.bags import Bags
 from lookalike.model.baselines.graph import FanOut, LikeGraph, Sight
 from lookalike.model.baselines.heads import log_odds
 from lookalike.model.baselines.hubble import Frozen, GraphModel
@@ -100,8 +99,8 @@ class Hubble:
         generator = torch.Generator().manual_seed(seed)
         columns = EncodedColumns.concat([task.features for task in history.tasks])
         graph = LikeGraph.of(
-            edges.encode(history, model.user_fields.encoder),
-            Bags.of(model.campaign_fields.encoder, columns),
+            edges.encode(history, model.user_fields),
+            model.campaign_fields.encode(columns),
             (torch.from_numpy(edges.users[edges.likes]), torch.from_numpy(edges.campaigns[edges.likes])),
             generator,
         )
@@ -110,7 +109,7 @@ class Hubble:
         self._pool = history.pool
         self._frozen = Frozen(model, graph, settings.fan_out)
         parts = []
-        for rows, users in blocks(history, model.user_fields.encoder):
+        for rows, users in blocks(history, model.user_fields):
             tick(samples, samples)
             parts.append(self._frozen.users(users, torch.from_numpy(edges.find(rows))))
         self._vectors = torch.cat(parts)  # [users of the pool, width]
@@ -170,8 +169,8 @@ class Hubble:
     def _teacher(self, campaign: SeededCampaign, train: Samples, seed: int) -> Teacher:
         """The graph model with the campaign in its graph: an edge for each seed that its head learns from."""
         seeds = train.rows[train.labels > 0][: self.settings.fan_out.users]
-        fans = Bags.of(self._frozen.model.user_fields.encoder, self._pool.take(seeds))
-        features = Bags.of(self._frozen.model.campaign_fields.encoder, campaign.features)
+        fans = self._frozen.model.user_fields.encode(self._pool.take(seeds))
+        features = self._frozen.model.campaign_fields.encode(campaign.features)
         vector = self._frozen.campaign(features, fans, torch.from_numpy(self._edges.find(seeds)))
         count = min(self.settings.teaching_users, len(self._vectors))
         rows = np.random.default_rng(seed).choice(len(self._vectors), count, replace=False)
