@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lookalike.config import Config, JointConfig
+from lookalike.config import Config
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import AlreadyExists, Cancelled, DataCorrupted, EmptySeeds, InvalidInput, NotFound
 from lookalike.model.metaheac import MetaHeac, binary_cross_entropy

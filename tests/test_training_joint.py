@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lookalike.config import Config, JointConfig
+from lookalike.config import Config
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import Cancelled, EmptySeeds, FailedPrecondition
 from lookalike.evaluation.metrics import auc
