@@ -18,10 +18,10 @@ from lookalike.dataset.synthetic import simulate
 from lookalike.errors import Cancelled, EmptySeeds, InvalidInput
 from lookalike.evaluation.metrics import auc
 from lookalike.evaluation.systems.edges import Edges, draws
+from lookalike.evaluation.systems.fit_heads import HeadSettings, Lesson
 from lookalike.evaluation.systems.hubble import Hubble, HubbleSettings, balanced
 from lookalike.evaluation.systems.pinterest import Pinterest, PinterestSettings, beside_others
 from lookalike.evaluation.systems.system import History, Ranking, Rates, SeededCampaign, Stepwise, System
-from lookalike.evaluation.systems.together import HeadSettings, split
 from lookalike.model.bags import Entries
 from lookalike.model.baselines.graph import FanOut, LikeGraph, Neighbours, Sight
 from lookalike.model.baselines.hubble import Attention, Frozen, GraphModel
@@ -153,7 +153,7 @@ def test_customising_stops_when_told_to(case: Case, system: System) -> None:
 
 def test_only_gradients_count_as_samples(case: Case, system: System, rankings: list[Ranking]) -> None:
     for task, ranking in zip(case.tests, rankings, strict=True):
-        learnt = len(split(task.seeds, 0.2, np.random.default_rng(0))[0])
+        learnt = len(Lesson.of(task.seeds, 0.2, np.random.default_rng(0)).train)
         epochs = len(ranking.losses)
         assert ranking.samples == (learnt * epochs if system.key == Hubble.key else 0)
         assert (epochs > 0) == (system.key == Hubble.key)

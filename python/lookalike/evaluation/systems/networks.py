@@ -33,10 +33,10 @@ from lookalike.model.baselines.shared_bottom import SharedBottom
 from lookalike.model.stacked import Network, UserFields
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import FeatureSchema
+from lookalike.training.adapt_networks import NewCampaign, OnlineConfig, OwnNetwork, adapt_networks, follow
 from lookalike.training.general import CampaignEncoder, General, new_table
 from lookalike.training.mixed import MixedConfig, train_mixed
 from lookalike.training.tasks import Rows
-from lookalike.training.together import NewCampaign, OnlineConfig, OwnNetwork, adapt_together, follow
 
 # The published network: k = 16, 64, 64, 1, no linear term; n and m as in the authors' code.
 PUBLISHED = ModelConfig(wide=False, num_experts=8, num_critics=5)
@@ -110,11 +110,11 @@ class NetworkSystem:
         """See `System`.
 
         Raises:
-            FailedPrecondition: `pretrain` has not come first. InvalidInput: as `adapt_together`.
+            FailedPrecondition: `pretrain` has not come first. InvalidInput: as `adapt_networks`.
         """
         general, pool = self.trained()
         answers: dict[int, Ranking] = {}
-        for position, own in adapt_together(
+        for position, own in adapt_networks(
             general,
             pool,
             [_new(campaign, seed) for campaign in campaigns],
