@@ -232,7 +232,7 @@ def test_ours_can_be_followed_with_own_weights_only(case: Case, small_config: Co
     config = replace(
         small_config,
         training=replace(small_config.training, method="meta", max_samples=2000),
-        adaptation=replace(small_config.adaptation, optimizer="meta"),
+        adaptation=replace(small_config.adaptation, optimizer="adam"),
     )
     system = Lookalike(OURS, "Ours", config, own_budget=False)
     system.pretrain(exam.history, 2000, Rates(), seed=0, tick=lambda done, total: None)

@@ -383,9 +383,3 @@ def test_a_campaign_of_one_seed_is_refused(checkpoint: Checkpoint, pool: Pool, t
 def few_seeds(task: Task, seeds: int) -> Samples:
     index = [np.flatnonzero(task.seeds.labels == label) for label in (1, 0)]
     return task.seeds.take(np.concatenate([index[0][:seeds], index[1]]))
-
-
-def test_rates_that_were_not_learnt_are_not_used(checkpoint: Checkpoint, pool: Pool, tasks: list[Task]) -> None:
-    config = dataclasses.replace(checkpoint.config.adaptation, optimizer="meta")
-    with pytest.raises(FailedPrecondition, match=r"adaptation\.optimizer"):
-        customise(checkpoint, pool, tasks[0].features, tasks[0].seeds, config)

@@ -5,7 +5,6 @@ Chooses negatives and folds; how a model is fitted to them is the business of `h
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from itertools import islice
 
@@ -119,7 +118,6 @@ def customise(
     # campaigns adapting on several threads must not share one.
     return fine_tune(
         checkpoint.model.copy(),
-        copy.deepcopy(checkpoint.rates),
         users,
         campaign,
         samples,
@@ -155,17 +153,10 @@ def _check(checkpoint: Checkpoint, samples: Samples, config: AdaptationConfig) -
         )
     if config.optimizer == "head" and checkpoint.prior is None:
         raise FailedPrecondition(
-            "the general model knows no prior of campaigns' own weights: set adaptation.optimizer to adam or meta, "
-            "or train with training.method=joint",
+            "the general model knows no prior of campaigns' own weights: set adaptation.optimizer to adam, or train "
+            "with training.method=joint",
             field="adaptation.optimizer",
             reason="NO_PRIOR",
-        )
-    if config.optimizer == "meta" and checkpoint.config.training.method == "joint":
-        raise FailedPrecondition(
-            "the general model was trained jointly and learnt no inner rates: set adaptation.optimizer to head or "
-            "adam, or train with training.method=meta",
-            field="adaptation.optimizer",
-            reason="NO_INNER_RATES",
         )
 
 

@@ -31,7 +31,7 @@ from lookalike.training.inner import InnerRates
 
 WEIGHTS_NAME = "model.safetensors"
 DESCRIPTION_NAME = "checkpoint.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ def read_description(path: Path) -> dict[str, Any]:
         raise DataCorrupted(f"{path / DESCRIPTION_NAME} is no checkpoint description", field="checkpoint") from error
     if version != FORMAT_VERSION:
         raise DataCorrupted(
-            f"{path} is a checkpoint of format {version}; this version reads {FORMAT_VERSION}", field="checkpoint"
+            f"{path} is a checkpoint of format {version} and this version reads {FORMAT_VERSION}: train it again",
+            field="checkpoint",
         )
     if missing:
         raise DataCorrupted(f"{path / DESCRIPTION_NAME} lacks {', '.join(missing)}", field="checkpoint")

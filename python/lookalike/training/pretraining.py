@@ -185,15 +185,10 @@ def new_run(pool: Pool, campaign_schema: FeatureSchema, tasks: list[Task], confi
 
 
 def _check(config: Config) -> None:
-    joint, optimizer = config.training.method == "joint", config.adaptation.optimizer
-    if optimizer == "head" and not joint:
+    joint = config.training.method == "joint"
+    if config.adaptation.optimizer == "head" and not joint:
         raise InvalidInput(
-            "training.method=meta finds no prior of campaigns' own weights: set adaptation.optimizer to meta or adam",
-            field="adaptation.optimizer",
-        )
-    if optimizer == "meta" and joint:
-        raise InvalidInput(
-            "training.method=joint learns no inner rates: set adaptation.optimizer to head or adam",
+            "training.method=meta finds no prior of campaigns' own weights: set adaptation.optimizer to adam",
             field="adaptation.optimizer",
         )
     if joint and (not config.model.wide or config.model.literal_average):
