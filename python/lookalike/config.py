@@ -55,7 +55,6 @@ class TrainingConfig:
     # "joint": all campaigns at once, each with own weights above the network (section `joint`); "meta": Algorithm 1.
     method: Literal["joint", "meta"] = "joint"
     inner_lr: Positive = 0.5  # alpha of Eq. 3, on the mean loss of a support set (512 x the paper's, which sums)
-    learn_inner_rates: bool = True  # one for each tensor and field, starting from inner_lr; false: inner_lr for all
     outer_lr: Positive = 0.001  # beta of Eq. 3, Adam
     second_order: bool = True
     support_size: AtLeastOne = 512

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from lookalike.model.features import FeatureBatch
 from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac, binary_cross_entropy
 from lookalike.pool.snapshot import Pool
 from lookalike.training.inner import (
-    InnerRates,
     OccurringRows,
     campaign_parameters,
     dense_parameters,
@@ -28,22 +27,17 @@ from lookalike.training.inner import (
 )
 from lookalike.training.tasks import Samples, Task, sampling_weights
 
-# Rates are few and start within two orders of magnitude of right: relative steps of 5% find them in a hundred steps.
-RATE_LEARNING_RATE = 0.05
-
 
 @dataclass
 class Trainer:
-    """The general model, its inner rates and their optimisers. `step` is one pass of Algorithm 1's loop."""
+    """The general model and its optimisers. `step` is one pass of Algorithm 1's loop."""
 
     model: MetaHeac
     config: TrainingConfig
     pool: Pool
     tasks: list[Task]
-    rates: InnerRates = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rates = InnerRates(self.model, self.config.inner_lr, learned=self.config.learn_inner_rates)
         self.weights = sampling_weights(self.tasks, self.config.task_sampling)
         campaigns = [self.model.campaigns.batch(task.features) for task in self.tasks]
         self.trained_campaign_rows = torch.unique(torch.cat([batch.occurring() for batch in campaigns]))
@@ -53,8 +47,6 @@ class Trainer:
             # Touches only the rows of a step, so that its cost does not grow with the vocabulary.
             "tables": torch.optim.SparseAdam([self.model.user_embedding, self.model.campaign_embedding], lr=lr),
         }
-        if self.config.learn_inner_rates:
-            self.optimizers["rates"] = torch.optim.Adam(self.rates.parameters(), lr=RATE_LEARNING_RATE)
 
     def step(self, number: int, done: float = 0.0) -> tuple[float, float, int]:  # noqa: ARG002  the rate is constant
         """One outer update from a few tasks. Returns the mean support and query loss and the samples seen.
@@ -114,7 +106,7 @@ class Trainer:
         moved, support_loss = inner_step(
             self.model,
             parameters,
-            self.rates.of(prepared.rows),
+            self.config.inner_lr,
             prepared.batches[0],
             prepared.campaign,
             second_order=second_order,
@@ -125,8 +117,9 @@ class Trainer:
 
     def _adapted_prediction(self, prepared: _Prepared) -> tuple[Tensor, Tensor]:
         parameters = campaign_parameters(self.model, prepared.rows)
-        rates = self.rates.of(prepared.rows)
-        moved, _ = inner_step(self.model, parameters, rates, prepared.batches[0], prepared.campaign, second_order=False)
+        moved, _ = inner_step(
+            self.model, parameters, self.config.inner_lr, prepared.batches[0], prepared.campaign, second_order=False
+        )
         with torch.no_grad():
             return predict(self.model, moved, prepared.batches[1][0], prepared.campaign)
 

@@ -25,7 +25,6 @@ from lookalike.pool.snapshot import Pool
 from lookalike.schema import FeatureSchema
 from lookalike.training.campaign_head import HeadPrior
 from lookalike.training.checkpoint import Checkpoint, TrainingState, new_prior, save_checkpoint, to_plain
-from lookalike.training.inner import InnerRates
 from lookalike.training.joint import JointTrainer
 from lookalike.training.meta import Trainer
 from lookalike.training.tasks import Task, digest, hold_out, load_tasks
@@ -141,14 +140,12 @@ class Run:
 
     def checkpoint(self, metrics: Mapping[str, object]) -> Checkpoint:
         """The general model as it is now."""
-        model, rates = self.modules["model"], self.modules["rates"]
+        model = self.modules["model"]
         assert isinstance(model, MetaHeac)
-        assert isinstance(rates, InnerRates)
         prior = self.modules.get("prior")
         assert prior is None or isinstance(prior, HeadPrior)
         return Checkpoint(
             model=model,
-            rates=rates,
             prior=prior,
             user_schema=self.pool.schema,
             campaign_schema=self.campaign_schema,
@@ -176,12 +173,10 @@ def new_run(pool: Pool, campaign_schema: FeatureSchema, tasks: list[Task], confi
     if joint:
         prior = new_prior(model, config)
         trainer = JointTrainer(model, prior, config.joint, settings, pool, tasks, total)
-        rates = InnerRates(model, settings.inner_lr, learned=settings.learn_inner_rates)
-        modules: dict[str, nn.Module] = {"model": model, "rates": rates, "prior": prior, "own": trainer.own}
+        modules: dict[str, nn.Module] = {"model": model, "prior": prior, "own": trainer.own}
         return Run(config, pool, campaign_schema, modules, trainer, total, trainer.steps_per_epoch)
     meta = Trainer(model, settings, pool, tasks)
-    modules = {"model": model, "rates": meta.rates}
-    return Run(config, pool, campaign_schema, modules, meta, total, settings.validate_every)
+    return Run(config, pool, campaign_schema, {"model": model}, meta, total, settings.validate_every)
 
 
 def _check(config: Config) -> None:

@@ -89,7 +89,6 @@ def meta_config(rates: Rates, seed: int) -> TrainingConfig:
     return replace(
         TrainingConfig(),
         inner_lr=ALPHA,
-        learn_inner_rates=False,
         outer_lr=rates.offline,
         second_order=True,
         task_sampling="size",
