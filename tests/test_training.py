@@ -26,7 +26,7 @@ from lookalike.training.joint import MIN_RATE
 from lookalike.training.meta import Trainer
 from lookalike.training.pretraining import TrainingProgress, go, new_run, train
 from lookalike.training.ridge import fit_ridge
-from lookalike.training.tasks import Samples, Task, hold_out, sampling_weights
+from lookalike.training.tasks import MOST_HELD_OUT, Samples, Task, hold_out, sampling_weights
 
 
 def plain_step(trainer: Trainer, number: int) -> dict[str, torch.Tensor]:
@@ -114,6 +114,15 @@ def test_only_training_campaigns_are_trained_on(dataset: Dataset, tasks: list[Ta
     assert len(held) == round(0.25 * len(tasks))
 
 
+def test_of_many_campaigns_no_more_are_held_out_than_can_tell(tasks: list[Task]) -> None:
+    many = [dataclasses.replace(tasks[0], campaign_id=number) for number in range(10 * MOST_HELD_OUT + 50)]
+    kept, held = hold_out(many, 0.1, np.random.default_rng(0))
+    assert len(held) == MOST_HELD_OUT
+    assert sorted(int(str(task.campaign_id)) for task in kept + held) == list(range(len(many)))
+    for count, out in ((1, 0), (2, 1), (3, 1)):
+        assert len(hold_out(many[:count], 0.1, np.random.default_rng(0))[1]) == out
+
+
 def test_larger_campaigns_are_drawn_more_often_unless_uniform(tasks: list[Task]) -> None:
     sizes = np.array([len(task.samples) for task in tasks])
     np.testing.assert_allclose(sampling_weights(tasks, "size"), sizes / sizes.sum())
@@ -147,8 +156,8 @@ def test_training_learns_to_adapt_and_keeps_the_best(
     )
     assert [r.step for r in reports] == list(range(1, len(reports) + 1))
     assert reports[-1].samples >= 60_000
-    assert checkpoint.metrics["validation_auc"] > 0.6
-    assert checkpoint.metrics["validation_auc"] == max(
+    assert checkpoint.metrics["best_validation_auc"] > 0.6
+    assert checkpoint.metrics["best_validation_auc"] == max(
         r.validation_auc for r in reports if r.validation_auc is not None
     )
     assert not Path(f"{tmp_path / 'ck'}.training").exists()

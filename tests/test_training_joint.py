@@ -22,10 +22,12 @@ from lookalike.training.adapt import customise
 from lookalike.training.campaign_head import Head, Judged, cross_entropy, fit_head, log_odds
 from lookalike.training.checkpoint import Checkpoint, load_checkpoint
 from lookalike.training.head_fit import CampaignSamples, OwnWeights, judge_all, with_own_weights
-from lookalike.training.joint import MOST_EXAMS, JointTrainer, Knowledge, _judgeable, _some
+from lookalike.training.joint import UNASKED_ID_VARIANCE, JointTrainer, Knowledge, _some
 from lookalike.training.pretraining import new_run
 from lookalike.training.ridge import fit_ridge
 from lookalike.training.tasks import Samples, Task, load_tasks
+
+NO_SAMPLES = Samples(np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
 @pytest.fixture
@@ -324,12 +326,55 @@ def test_a_huge_audience_is_judged_by_both_labels(trainer: JointTrainer, pool: P
     assert (len(even), int(even.labels.sum())) == (1000, 500)
 
 
-def test_of_many_held_out_campaigns_some_are_asked(tasks: list[Task]) -> None:
-    many = [dataclasses.replace(tasks[0], campaign_id=number) for number in range(1000)]
-    asked = [task.campaign_id for task in _judgeable(many)]
-    assert len(asked) == len(set(asked)) == MOST_EXAMS
-    assert asked[-1] == many[-1000 // MOST_EXAMS].campaign_id  # from all of them, not the first
-    assert _judgeable(many[:MOST_EXAMS]) == many[:MOST_EXAMS]
+def test_the_users_that_validate_are_read_once(
+    trainer: JointTrainer, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And seen anew by the model each time, which changes between two validations."""
+    seen: list[int] = []
+    take = Pool.take
+
+    def counted(pool: Pool, rows: np.ndarray) -> EncodedColumns:
+        seen.append(len(rows))
+        return take(pool, rows)
+
+    monkeypatch.setattr(Pool, "take", counted)
+    held_out = [*tasks[:3], dataclasses.replace(tasks[3], audience=NO_SAMPLES)]
+    before = trainer.validate(held_out)
+    assert seen == [len(task.seeds) + len(task.audience) for task in tasks[:3]]  # the last cannot be judged
+    with torch.no_grad():
+        kept = trainer.prior.basis.clone()
+        trainer.prior.basis.normal_()
+        assert trainer.validate(held_out) != before
+        trainer.prior.basis.copy_(kept)
+    assert trainer.validate(held_out) == before
+    assert len(seen) == 3
+    trainer.validate(tasks[:2])
+    assert len(seen) == 5
+
+
+def test_where_no_campaign_can_be_asked_single_ids_count(
+    dataset: Dataset, pool: Pool, tasks: list[Task], small_config: Config
+) -> None:
+    """A campaign for what the general model knows nothing of, one id of the users: without weights of ids, a guess."""
+    run = new_run(pool, dataset.campaign_schema(), tasks, small_config)
+    assert isinstance(run.trainer, JointTrainer)
+    with torch.no_grad():  # untrained, and a basis in which nothing can be said
+        run.trainer.prior.basis.zero_()
+    no_audience = [dataclasses.replace(task, audience=NO_SAMPLES) for task in tasks]
+    run.trainer.finish(no_audience, lambda: None)
+    assert float(run.trainer.prior.id_variance) == pytest.approx(UNASKED_ID_VARIANCE)
+    cities = pool.take(np.arange(pool.num_users)).ids["city"]
+    labels = (cities == np.bincount(cities).argmax()).astype(np.float32)
+    samples = Samples(np.arange(400), labels[:400])
+    checkpoint = run.checkpoint({})
+    assert checkpoint.prior is not None
+    aucs = {}
+    for variance in (0.0, UNASKED_ID_VARIANCE):
+        checkpoint.prior.id_variance.fill_(variance)
+        adapted = customise(checkpoint, pool, tasks[0].features, samples, checkpoint.config.adaptation)
+        aucs[variance] = adapted.history[1]["held_out_auc"]
+    assert aucs[UNASKED_ID_VARIANCE] > 0.99
+    assert aucs[0.0] < 0.9
 
 
 def test_choosing_the_prior_stops_when_asked(trainer: JointTrainer, tasks: list[Task]) -> None:

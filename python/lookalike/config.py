@@ -65,7 +65,7 @@ class TrainingConfig:
     max_samples: AtLeastZero = 0  # if not 0, instead of epochs, with both methods
     # Stop after so long; 0: no limit. The rate of joint training falls to 0 by then.
     max_seconds: NotNegative = 0.0
-    validation_campaigns: Share = 0.1  # share of the training campaigns held out
+    validation_campaigns: Share = 0.1  # share of the training campaigns held out, 200 at the most
     validate_every: AtLeastOne = 100  # steps of Algorithm 1; joint training validates after each epoch
     patience: AtLeastOne = 5  # validations without gain before training stops
     # Trains the unknown id of every field: a new campaign's own ids are unknown ids.

@@ -60,8 +60,10 @@ def train(
     """Train the general model on a dataset's training campaigns and write the checkpoint folder `output`.
 
     A run that was stopped continues from `<output>.training`, when data and configuration are the same and `resume`:
-    from where `cancelled` stopped it, or else from where it was saved last, some ten minutes before at most. The
-    checkpoint holds the parameters of the best validation, not of the last step.
+    from where `cancelled` stopped it, or else from where it was saved last, some ten minutes before at most.
+
+    The checkpoint holds the parameters of the best validation, not of the last step. Its metric `best_validation_auc`
+    is thus the highest of several and a little too high: it compares runs; what a model is worth, the benchmark tells.
 
     Raises:
         InvalidInput: the dataset has no usable training campaign, or training diverged. Cancelled: `cancelled()` turned
@@ -91,7 +93,7 @@ def train(
             "seconds": round(state.seconds, 3),
             "training_campaigns": len(kept),
             "validation_campaigns": len(held_out),
-            "validation_auc": state.best_auc if math.isfinite(state.best_auc) else None,
+            "best_validation_auc": state.best_auc if math.isfinite(state.best_auc) else None,
         }
     )
     save_checkpoint(checkpoint, output)
