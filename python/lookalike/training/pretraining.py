@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +27,7 @@ from lookalike.training.campaign_head import HeadPrior
 from lookalike.training.checkpoint import Checkpoint, TrainingState, new_prior, save_checkpoint, to_plain
 from lookalike.training.joint import JointTrainer
 from lookalike.training.meta import Trainer
-from lookalike.training.tasks import Task, digest, hold_out, load_tasks
+from lookalike.training.tasks import Task, base_rate, digest, hold_out, load_tasks
 
 # Steps that a reported loss is the mean of, at most: with joint training an epoch may have tens of thousands.
 MOST_LOSSES = 100
@@ -166,7 +166,7 @@ def new_run(pool: Pool, campaign_schema: FeatureSchema, tasks: list[Task], confi
     settings = config.training
     torch.manual_seed(settings.seed)
     model = MetaHeac(pool.schema, campaign_schema, config.model)
-    _start_at_base_rate(model, tasks)
+    start_at_base_rate(model, tasks)
     joint = settings.method == "joint"
     samples = sum(len(task.samples) for task in tasks)
     total = settings.max_samples or round((config.joint.epochs if joint else settings.epochs) * samples)
@@ -194,10 +194,9 @@ def _check(config: Config) -> None:
         )
 
 
-def _start_at_base_rate(model: MetaHeac, tasks: list[Task]) -> None:
+def start_at_base_rate(model: MetaHeac, tasks: Sequence[Task]) -> None:
     """Let the critics start at the share of positives: else the inner step spends itself on learning it first."""
-    positives = sum(float(task.samples.labels.sum()) for task in tasks)
-    share = positives / sum(len(task.samples) for task in tasks)
+    share = base_rate(tasks)
     with torch.no_grad():
         model.critics.bias.fill_(math.log(share / (1 - share)))
 

@@ -6,7 +6,7 @@ Knows `dataset` and `pool`; knows nothing of networks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -50,6 +50,12 @@ class Samples:
         count = max(1, round(len(self) / size))
         for index in np.array_split(np.arange(len(self)), count):
             yield self.take(index)
+
+    @property
+    def interested(self) -> Rows:
+        """Pool rows of those with label 1, in order."""
+        found: Rows = self.rows[self.labels == 1]
+        return found
 
     @property
     def trainable(self) -> bool:
@@ -135,6 +141,12 @@ def hold_out(tasks: list[Task], share: float, rng: np.random.Generator) -> tuple
     count = min(max(1, round(len(tasks) * share)), len(tasks) - 1, MOST_HELD_OUT) if share > 0 else 0
     held = set(rng.choice(len(tasks), count, replace=False).tolist())
     return [t for i, t in enumerate(tasks) if i not in held], [t for i, t in enumerate(tasks) if i in held]
+
+
+def base_rate(tasks: Sequence[Task]) -> float:
+    """The share of positives among the samples of all tasks."""
+    positives = sum(float(task.samples.labels.sum()) for task in tasks)
+    return positives / sum(len(task.samples) for task in tasks)
 
 
 def sampling_weights(tasks: list[Task], how: Literal["size", "sqrt", "uniform"]) -> npt.NDArray[np.float64]:

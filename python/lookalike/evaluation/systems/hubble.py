@@ -169,7 +169,7 @@ class Hubble:
 
     def _teacher(self, campaign: SeededCampaign, train: Samples, seed: int) -> Teacher:
         """The graph model with the campaign in its graph: an edge for each seed that its head learns from."""
-        seeds = train.rows[train.labels > 0][: self.settings.fan_out.users]
+        seeds = train.interested[: self.settings.fan_out.users]
         fans = self._frozen.model.user_fields.encode(self._pool.take(seeds))
         features = self._frozen.model.campaign_fields.encode(campaign.features)
         vector = self._frozen.campaign(features, fans, torch.from_numpy(self._edges.find(seeds)))

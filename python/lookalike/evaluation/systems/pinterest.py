@@ -104,7 +104,7 @@ class Pinterest:
         for number, campaign in enumerate(campaigns):
             tick(number, len(campaigns))
             started = time.perf_counter()
-            seeds = campaign.seeds.rows[campaign.seeds.labels > 0]
+            seeds = campaign.seeds.interested
             if len(seeds) == 0:
                 raise EmptySeeds(f"campaign {campaign.campaign_id} has no seed in the pool; give one at least")
             of_seeds = self.densities.of_seeds(self.regions[seeds])
