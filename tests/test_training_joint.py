@@ -76,6 +76,30 @@ def test_a_batch_is_smaller_where_samples_are_few(
     assert run.validate_every == round(samples / batch)
 
 
+@pytest.mark.parametrize("heavy", ["first", "last", "everybody"])
+def test_no_step_is_without_users(
+    dataset: Dataset, pool: Pool, tasks: list[Task], small_config: Config, heavy: str
+) -> None:
+    """Where steps are small and one user has more samples than a step should, whenever it is that user's turn."""
+    config = dataclasses.replace(small_config, joint=dataclasses.replace(small_config.joint, min_steps=10**6))
+    run = new_run(pool, dataset.campaign_schema(), tasks, config)
+    trainer = run.trainer
+    assert isinstance(trainer, JointTrainer)
+    users = len(trainer.knowledge.users)
+    assert trainer.steps_per_epoch == users
+    order = np.random.default_rng([trainer.settings.seed, 0]).permutation(users)
+    counts = np.full(users, 3 if heavy == "everybody" else 1)
+    counts[order[0 if heavy == "first" else -1]] += 1000
+    trainer.knowledge = dataclasses.replace(trainer.knowledge, starts=np.append(0, np.cumsum(counts)))
+    turns = [trainer._turn(0, place) for place in range(users)]
+    assert [len(turn) for turn in turns] == [1] * users
+    trainer.steps_per_epoch = users // 7
+    trainer._order = None
+    turns = [trainer._turn(0, place) for place in range(users // 7)]
+    assert min(len(turn) for turn in turns) >= 1
+    np.testing.assert_array_equal(np.sort(np.concatenate(turns)), np.arange(users))
+
+
 def test_the_loss_is_that_of_each_campaigns_customised_model(trainer: JointTrainer, tasks: list[Task]) -> None:
     """A campaign's own weights put into critics and linear term, and users scored one campaign at a time."""
     torch.manual_seed(1)

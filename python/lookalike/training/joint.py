@@ -224,7 +224,8 @@ class JointTrainer:
             upto = np.cumsum(np.diff(self.knowledge.starts)[order])
             step = np.arange(1, self.steps_per_epoch)
             ends = np.searchsorted(upto, step * upto[-1] // self.steps_per_epoch)
-            ends = np.maximum.accumulate(ends - step) + step  # a user at least in each, whoever knows how much
+            # A user at least in each, in the first, too, however many samples are of one user.
+            ends = np.maximum.accumulate(np.maximum(ends - step, 0)) + step
             ends = np.minimum(ends, len(order) - self.steps_per_epoch + step)
             self._order = epoch, np.split(order, ends)
         return np.sort(self._order[1][place])
