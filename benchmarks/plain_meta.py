@@ -14,6 +14,7 @@ from lookalike.config import TrainingConfig
 from lookalike.model.features import FeatureBatch
 from lookalike.model.metaheac import Gate, MetaHeac
 from lookalike.training.meta import Trainer
+from lookalike.training.tasks import Samples, Task
 
 
 class PlainMetaHeac(nn.Module):
@@ -55,14 +56,17 @@ class PlainTrainer:
         self.optimizer.zero_grad()
         drawn = rng.choice(len(trainer.tasks), settings.tasks_per_step, replace=False, p=trainer.weights)
         total = torch.zeros(())
-        for index in drawn:
-            total = total + self._query_loss(int(index), settings, rng) / len(drawn)
+        tasks = [trainer.tasks[index] for index in drawn]
+        sets = [task.support_and_query(settings.support_size, settings.query_size, rng) for task in tasks]
+        for task, (support, query) in zip(tasks, sets, strict=True):
+            total = total + self._query_loss(task, support, query, settings, rng) / len(drawn)
         torch.autograd.backward(total)
         return total.item()
 
-    def _query_loss(self, index: int, settings: TrainingConfig, rng: np.random.Generator) -> Tensor:
-        encoders, task = self.trainer.model, self.trainer.tasks[index]
-        support, query = task.support_and_query(settings.support_size, settings.query_size, rng)
+    def _query_loss(
+        self, task: Task, support: Samples, query: Samples, settings: TrainingConfig, rng: np.random.Generator
+    ) -> Tensor:
+        encoders = self.trainer.model
         campaign = encoders.campaigns.with_unknown(
             encoders.campaigns.batch(task.features), settings.campaign_id_dropout, rng
         )
@@ -103,15 +107,18 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return layer
 
 
-def close(plain: PlainMetaHeac, model: MetaHeac) -> bool:
-    """Whether both hold the same gradients, up to rounding: tables and critics stand for the rest."""
-    critics = [critic.weight.grad for critic in plain.critics if isinstance(critic, nn.Linear)]
-    pairs = [
-        (plain.users.grad, model.user_embedding.grad),
-        (plain.campaigns.grad, model.campaign_embedding.grad),
-        (torch.cat([gradient for gradient in critics if gradient is not None]), model.critics.weight.grad),
-    ]
+def same_gradients(plain: PlainTrainer, ours: Trainer, number: int) -> bool:
+    """Whether both make the same of step `number`, up to rounding: tables and critics stand for the rest."""
+    plain.gradient(number)
+    tables = ours.gradient(number)[0]
+    pairs: list[tuple[Tensor | None, Tensor | None]] = []
+    for parameter, (rows, leaf) in zip((plain.model.users, plain.model.campaigns), tables, strict=True):
+        assert leaf.grad is not None
+        pairs.append((parameter.grad, torch.zeros_like(parameter).index_copy(0, rows, leaf.grad)))
+    critics = [critic.weight.grad for critic in plain.model.critics if isinstance(critic, nn.Linear)]
+    found = torch.cat([gradient for gradient in critics if gradient is not None])
+    pairs.append((found, ours.model.critics.weight.grad))
     return all(
-        ours is not None and theirs is not None and torch.allclose(theirs, ours.to_dense(), rtol=1e-2, atol=1e-6)
-        for theirs, ours in pairs
+        theirs is not None and mine is not None and torch.allclose(theirs, mine, rtol=1e-2, atol=1e-6)
+        for theirs, mine in pairs
     )

@@ -4,7 +4,8 @@
 
 A meta-training step (second order, 8 experts, 5 critics, k = 16, 5 tasks of 512 + 512) by ours and by the plain
 implementation in `plain_meta.py`, which copies whole embedding tables for every task, in turn; gradients are compared
-first. Then steps of joint training, the default. Without --data on simulated users with the fields of the paper's data.
+first. Then steps of joint training, the default. Without --data on simulated users with the fields and the vocabulary
+of the paper's data.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain_meta import PlainTrainer, close
+from plain_meta import PlainTrainer, same_gradients
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,7 @@ from topk import machine, version, write_json
 
 from lookalike.config import Config, ModelConfig, TrainingConfig
 from lookalike.dataset.layout import Dataset
+from lookalike.dataset.profiles import find_profile
 from lookalike.dataset.synthetic import simulate
 from lookalike.model.metaheac import MetaHeac
 from lookalike.pool.ingest import ingest
@@ -73,11 +75,13 @@ def main() -> int:
 
 
 def _data(arguments: argparse.Namespace, folder: Path) -> tuple[Dataset, Pool]:
-    if arguments.data is None:
-        dataset = simulate(folder / "dataset", users=arguments.users, campaigns=60, profile="tencent")
-    else:
+    if arguments.data is not None:
         dataset = Dataset.open(arguments.data)
-    return dataset, ingest([str(dataset.users_path)], folder / "pool")
+        return dataset, ingest([str(dataset.users_path)], folder / "pool")
+    profile = "tencent"
+    dataset = simulate(folder / "dataset", users=arguments.users, campaigns=60, profile=profile)
+    # The whole vocabulary, as with all users of the published data, not what occurs among a few.
+    return dataset, ingest([str(dataset.users_path)], folder / "pool", schema=find_profile(profile).schema)
 
 
 def measure(dataset: Dataset, pool: Pool, tasks: list[Task], steps: int) -> dict[str, Any]:
@@ -86,9 +90,7 @@ def measure(dataset: Dataset, pool: Pool, tasks: list[Task], steps: int) -> dict
     model = MetaHeac(pool.schema, dataset.campaign_schema(), PUBLISHED)
     ours = Trainer(model, META, pool, tasks)
     plain = PlainTrainer(ours)
-    plain.gradient(0)
-    ours.step(0)
-    same = close(plain.model, ours.model)
+    same = same_gradients(plain, ours, 0)
     figures: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
     for number in range(1, steps + 1):
         figures["ours"].append(_timed(partial(_step, ours, number), list(ours.optimizers.values())))

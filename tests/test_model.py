@@ -18,7 +18,7 @@ from lookalike.model.features import FeatureEncoder
 from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac, binary_cross_entropy
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.compiled import TorchScriptEngine, compile_model
-from lookalike.training.inner import OccurringRows, campaign_parameters, inner_step
+from lookalike.training.inner import OccurringRows, campaign_parameters, copied_rows, inner_step
 from lookalike.training.inner import predict as model_predict
 
 USERS = pa.table(
@@ -162,9 +162,12 @@ def test_a_schema_of_lists_or_without_a_value_can_be_trained_on(missing: str) ->
     model = MetaHeac(build_schema(USERS, where="users"), build_schema(known, where="campaigns"), PUBLISHED)
     campaign = model.campaigns.batch(model.campaigns.schema.encode(campaigns, where="campaigns"))
     users = model.users.batch(encoded(model))
-    rows = OccurringRows.of([users], campaign)
-    users, campaign = users.relative_to(rows.users), campaign.relative_to(rows.campaign)
-    start = campaign_parameters(model, rows)
+    rows = OccurringRows.of(model, [users], campaign)
+    (users,), (campaign,) = (
+        model.users.relative_to(rows.users, users),
+        model.campaigns.relative_to(rows.campaign, campaign),
+    )
+    start = campaign_parameters(model, *copied_rows(model, rows))
     labels = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0])
     moved, _ = inner_step(model, start, 0.5, (users, labels), campaign, second_order=True)
     loss = binary_cross_entropy(model_predict(model, moved, users, campaign), labels)
@@ -177,10 +180,10 @@ def test_a_schema_of_lists_or_without_a_value_can_be_trained_on(missing: str) ->
 def test_a_batch_relative_to_its_rows_is_the_same_batch() -> None:
     model = make(PUBLISHED)
     batch = model.users.batch(encoded(model))
-    rows = batch.occurring()
+    rows = model.users.occurring(batch)
     assert len(rows) < model.users.table_rows
     whole = batch.embed(model.user_embedding)
-    torch.testing.assert_close(batch.relative_to(rows).embed(model.user_embedding[rows]), whole)
+    torch.testing.assert_close(model.users.relative_to(rows, batch)[0].embed(model.user_embedding[rows]), whole)
 
 
 def test_id_dropout_replaces_ids_by_their_fields_unknown() -> None:

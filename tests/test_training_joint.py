@@ -420,7 +420,7 @@ def test_the_prior_is_a_gradient_towards_zero(
     before = {name: table.detach().clone() for name, table in tables.items()}
     shift, network = trainer.own.shift.detach().clone(), trainer.model.critics.weight.detach().clone()
     index = trainer._turn(0, 0)
-    touched = trainer.model.users.batch(trainer.users.take(index)).occurring()
+    touched = trainer.model.users.occurring(trainer.model.users.batch(trainer.users.take(index)))
     trainer.step(0, 0.0)
     for name, table in tables.items():
         assert table.detach()[touched].abs().mean() < before[name][touched].abs().mean()

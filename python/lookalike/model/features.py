@@ -73,21 +73,6 @@ class FeatureBatch:
             total = total.index_add(0, self.bags // self.num_multi, table[self.values])
         return total
 
-    def occurring(self) -> Tensor:
-        """Table rows that occur, ascending, each once."""
-        rows: Tensor = torch.unique(torch.cat([self.single.reshape(-1), self.values]))
-        return rows
-
-    def relative_to(self, occurring: Tensor) -> FeatureBatch:
-        """The same rows, indexing `table[occurring]` instead of `table`. Every id must be in `occurring`."""
-        return FeatureBatch(
-            torch.searchsorted(occurring, self.single),
-            torch.searchsorted(occurring, self.values),
-            self.bags,
-            self.weights,
-            self.num_multi,
-        )
-
 
 class FeatureEncoder:
     """Turns `EncodedColumns` of one schema into `FeatureBatch`es.
@@ -133,6 +118,20 @@ class FeatureEncoder:
             torch.from_numpy(np.concatenate(weights) if weights else np.zeros(0, np.float32)).unsqueeze(1),
             num_multi,
         )
+
+    def occurring(self, *batches: FeatureBatch) -> Tensor:
+        """Table rows that occur in them, ascending, each once."""
+        there = torch.zeros(self.table_rows, dtype=torch.bool)  # a byte an id: less than sorting what occurs
+        for batch in batches:
+            there[batch.single] = True
+            there[batch.values] = True
+        return there.nonzero().squeeze(1)
+
+    def relative_to(self, rows: Tensor, *batches: FeatureBatch) -> list[FeatureBatch]:
+        """The same batches, indexing `table[rows]` instead of `table`. All their ids must be in `rows`."""
+        place = torch.empty(self.table_rows, dtype=torch.int64)
+        place[rows] = torch.arange(len(rows))
+        return [replace(batch, single=place[batch.single], values=place[batch.values]) for batch in batches]
 
     def with_unknown(self, batch: FeatureBatch, share: float, rng: np.random.Generator) -> FeatureBatch:
         """The batch with a random share of its ids replaced by their fields' unknown id, which trains that id."""

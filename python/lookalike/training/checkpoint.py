@@ -263,9 +263,7 @@ class TrainingState:
             saved = optimizer.state_dict()
             for key, tensor in _under(f"optimizer.{name}.", tensors).items():
                 index, entry = key.split(".")
-                sparse = isinstance(optimizer, torch.optim.SparseAdam)
-                value = int(tensor) if sparse and entry == "step" else tensor
-                saved["state"].setdefault(int(index), {})[entry] = value
+                saved["state"].setdefault(int(index), {})[entry] = tensor
             optimizer.load_state_dict(saved)
 
     def remove(self) -> None:

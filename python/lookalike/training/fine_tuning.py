@@ -20,7 +20,7 @@ from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac, binar
 from lookalike.model.one_hot import one_hot
 from lookalike.schema import EncodedColumns
 from lookalike.training.adapted import Adapted, HeldOut, Ticker
-from lookalike.training.inner import OccurringRows, Parameters, campaign_parameters, predict
+from lookalike.training.inner import OccurringRows, Parameters, campaign_parameters, copied_rows, predict
 from lookalike.training.ridge import fit_ridge
 from lookalike.training.tasks import Samples
 
@@ -114,11 +114,11 @@ class _Learner:
         self.rng = rng
         batch = self.general.campaigns.batch(campaign)
         encoded = [self._encode(s) for s in (train, held_out) if s is not None]
-        self.rows = OccurringRows.of(encoded, batch)
-        self.campaign = batch.relative_to(self.rows.campaign).to(self.device)
+        self.rows = OccurringRows.of(general, encoded, batch)
+        self.campaign = general.campaigns.relative_to(self.rows.campaign, batch)[0].to(self.device)
         self.parameters: Parameters = {
             name: p.detach().clone().requires_grad_()
-            for name, p in campaign_parameters(self.general, self.rows).items()
+            for name, p in campaign_parameters(general, *copied_rows(general, self.rows)).items()
         }
         self.optimizer = _optimizer(self.parameters, config)
         self.ridge: Tensor | None = None
@@ -132,7 +132,7 @@ class _Learner:
         return self.general.users.batch(self.users.take(samples.rows))
 
     def _predict(self, parameters: Parameters, samples: Samples) -> tuple[Tensor, Tensor]:
-        users = self._encode(samples).relative_to(self.rows.users).to(self.device)
+        users = self.general.users.relative_to(self.rows.users, self._encode(samples))[0].to(self.device)
         return predict(self.general, parameters, users, self.campaign)
 
     def _result(self) -> Parameters:

@@ -5,6 +5,7 @@ Meta-training differentiates through the step; fine-tuning only begins with the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +28,9 @@ class OccurringRows:
     campaign: Tensor
 
     @staticmethod
-    def of(users: list[FeatureBatch], campaign: FeatureBatch) -> OccurringRows:
+    def of(model: MetaHeac, users: Sequence[FeatureBatch], campaign: FeatureBatch) -> OccurringRows:
         """The rows that `users` and `campaign` index."""
-        return OccurringRows(torch.unique(torch.cat([b.occurring() for b in users])), campaign.occurring())
+        return OccurringRows(model.users.occurring(*users), model.campaigns.occurring(campaign))
 
 
 def dense_parameters(model: MetaHeac) -> Parameters:
@@ -37,13 +38,16 @@ def dense_parameters(model: MetaHeac) -> Parameters:
     return {name: p for name, p in model.named_parameters() if name not in (USER_TABLE, CAMPAIGN_TABLE)}
 
 
-def campaign_parameters(model: MetaHeac, rows: OccurringRows) -> Parameters:
-    """Where a campaign starts: the general dense parameters themselves, and leaf copies of the table rows."""
-    return {
-        **dense_parameters(model),
-        USER_TABLE: model.user_embedding.detach()[rows.users].requires_grad_(),
-        CAMPAIGN_TABLE: model.campaign_embedding.detach()[rows.campaign].requires_grad_(),
-    }
+def campaign_parameters(model: MetaHeac, users: Tensor, campaign: Tensor) -> Parameters:
+    """Where a campaign starts: the general dense parameters themselves, and its rows of the tables."""
+    return {**dense_parameters(model), USER_TABLE: users, CAMPAIGN_TABLE: campaign}
+
+
+def copied_rows(model: MetaHeac, rows: OccurringRows) -> tuple[Tensor, Tensor]:
+    """Leaves with the rows of the two tables."""
+    tables = (model.user_embedding, rows.users), (model.campaign_embedding, rows.campaign)
+    users, campaign = (table.detach().index_select(0, index).requires_grad_() for table, index in tables)
+    return users, campaign
 
 
 def predict(

@@ -140,14 +140,14 @@ class JointTrainer:
         users = self.model.users.batch(self.users.take(index))
         users = self.model.users.with_unknown(users, self.settings.user_id_dropout, rng)
         campaigns = self.model.campaigns.with_unknown(self.campaigns, self.settings.campaign_id_dropout, rng)
-        rows = users.occurring()
+        rows = self.model.users.occurring(users)
         leaves = [table.detach().index_select(0, rows).requires_grad_() for table in self.tables]
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = self.config.lr * max(1 - done, MIN_RATE)
             optimizer.zero_grad()
         with _deterministic():
-            loss = self._loss(users.relative_to(rows), campaigns, which, campaign, labels, *leaves)
+            loss = self._loss(self.model.users.relative_to(rows, users)[0], campaigns, which, campaign, labels, *leaves)
             penalty = self.config.l2 * torch.stack([leaf.square().sum() for leaf in leaves]).sum()
             torch.autograd.backward(loss + penalty)
         self.optimizers["dense"].step()
@@ -271,7 +271,8 @@ class _Exam:
         self.users = trainer.pool.take(both.rows)
         campaign = trainer.model.campaigns.batch(task.features)
         # As a new campaign's will be: ids that no training campaign has are unknown.
-        self.campaign = trainer.model.campaigns.with_untrained_unknown(campaign, trainer.campaigns.occurring())
+        trained = trainer.model.campaigns.occurring(trainer.campaigns)
+        self.campaign = trainer.model.campaigns.with_untrained_unknown(campaign, trained)
 
     def seen(self, model: MetaHeac, prior: HeadPrior) -> _Seen:
         """By the model as it is now."""
