@@ -178,8 +178,8 @@ class _Learner:
         """The model as it was kept; `rows` are the pool rows of the users that samples index."""
         assert self.held_out is not None
         assert self.kept is not None
-        seeds = self.held_out.rows[self.held_out.labels == 1]
-        return HeldOut(self._whole(self.kept), np.sort(rows[seeds]), np.sort(rows[self.train.rows]))
+        seeds = np.sort(rows[self.held_out.interested])
+        return HeldOut(self._whole(self.kept), seeds, np.sort(rows[self.train.rows]))
 
     def customised(self) -> MetaHeac:
         """The whole model as it is now."""
