@@ -44,7 +44,7 @@ from lookalike.training.tasks import Task, load_tasks
 
 GOAL = 3.0
 PUBLISHED = ModelConfig(wide=False, num_experts=8, num_critics=5)
-META = TrainingConfig(method="meta", learn_inner_rates=False, second_order=True)
+META = TrainingConfig(method="meta", second_order=True)
 
 
 def main() -> int:

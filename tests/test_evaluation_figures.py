@@ -13,7 +13,7 @@ from lookalike.evaluation.categories import Categories
 from lookalike.evaluation.figures.calibration import agreement
 from lookalike.evaluation.figures.convergence import draw as draw_convergence
 from lookalike.evaluation.figures.mixtures import gates, representations
-from lookalike.evaluation.figures.results import draw_all
+from lookalike.evaluation.figures.results import NAMES, draw_named
 from lookalike.evaluation.figures.style import styled
 from lookalike.evaluation.observations import Calibration, Convergence, Followed, Forecast, Mixtures, SeenBy
 from lookalike.evaluation.results import RunResult
@@ -36,7 +36,7 @@ def results() -> dict[str, list[RunResult]]:
 
 def draw(results: dict[str, list[RunResult]], folder: Path) -> dict[str, bytes]:
     found = summary([result for some in results.values() for result in some])
-    paths = draw_all(results, found, folder)
+    paths = draw_named(results, found, folder, NAMES)
     assert sorted(paths) == sorted(folder.iterdir())
     return {path.name: path.read_bytes() for path in paths}
 

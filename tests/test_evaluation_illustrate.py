@@ -20,13 +20,13 @@ from lookalike.evaluation.illustrate import NAMES, Illustrated, illustrate
 from lookalike.evaluation.observations import Calibration, Convergence, Mixtures, Observations
 from lookalike.evaluation.results import Tuned
 from lookalike.evaluation.studies import calibration, convergence
+from lookalike.evaluation.systems.fit_heads import HeadSettings
 from lookalike.evaluation.systems.hubble import Hubble, HubbleSettings
 from lookalike.evaluation.systems.lookalike import Lookalike
 from lookalike.evaluation.systems.metaheac import metaheac_systems
 from lookalike.evaluation.systems.networks import network_systems
 from lookalike.evaluation.systems.registry import OURS, Factory
 from lookalike.evaluation.systems.system import Mixed, Rates, Stepwise, System
-from lookalike.evaluation.systems.together import HeadSettings
 from lookalike.scoring.compiled import compute_threads
 from lookalike.training.adapt import adapt
 
@@ -232,7 +232,7 @@ def test_ours_can_be_followed_with_own_weights_only(case: Case, small_config: Co
     config = replace(
         small_config,
         training=replace(small_config.training, method="meta", max_samples=2000),
-        adaptation=replace(small_config.adaptation, optimizer="meta"),
+        adaptation=replace(small_config.adaptation, optimizer="adam"),
     )
     system = Lookalike(OURS, "Ours", config, own_budget=False)
     system.pretrain(exam.history, 2000, Rates(), seed=0, tick=lambda done, total: None)

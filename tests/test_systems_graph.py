@@ -18,14 +18,16 @@ from lookalike.dataset.synthetic import simulate
 from lookalike.errors import Cancelled, EmptySeeds, InvalidInput
 from lookalike.evaluation.metrics import auc
 from lookalike.evaluation.systems.edges import Edges, draws
+from lookalike.evaluation.systems.fit_heads import HeadSettings, Lesson
 from lookalike.evaluation.systems.hubble import Hubble, HubbleSettings, balanced
 from lookalike.evaluation.systems.pinterest import Pinterest, PinterestSettings, beside_others
 from lookalike.evaluation.systems.system import History, Ranking, Rates, SeededCampaign, Stepwise, System
-from lookalike.evaluation.systems.together import HeadSettings, split
-from lookalike.model.baselines.bags import Bags, PooledFields
+from lookalike.model.bags import Entries
 from lookalike.model.baselines.graph import FanOut, LikeGraph, Neighbours, Sight
 from lookalike.model.baselines.hubble import Attention, Frozen, GraphModel
 from lookalike.model.baselines.pinterest import Densities, Hashes
+from lookalike.model.baselines.pooled_fields import PooledFields
+from lookalike.model.features import FeatureEncoder
 from lookalike.pool.ingest import ingest
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import EncodedColumns
@@ -151,7 +153,7 @@ def test_customising_stops_when_told_to(case: Case, system: System) -> None:
 
 def test_only_gradients_count_as_samples(case: Case, system: System, rankings: list[Ranking]) -> None:
     for task, ranking in zip(case.tests, rankings, strict=True):
-        learnt = len(split(task.seeds, 0.2, np.random.default_rng(0))[0])
+        learnt = len(Lesson.of(task.seeds, 0.2, np.random.default_rng(0)).train)
         epochs = len(ranking.losses)
         assert ranking.samples == (learnt * epochs if system.key == Hubble.key else 0)
         assert (epochs > 0) == (system.key == Hubble.key)
@@ -174,19 +176,24 @@ def test_a_history_without_both_labels_teaches_nothing(case: Case, key: str) -> 
         make(key).pretrain(history, 1000, RATES, seed=1, tick=no_tick)
 
 
-# Bags
+# Pooled fields
 
 
-def test_bags_are_pooled_as_feature_batches_are(case: Case) -> None:
+def test_fields_are_pooled_as_feature_batches_are(case: Case) -> None:
+    """They number the ids otherwise: single-valued fields first."""
     pool = case.history.pool
     torch.manual_seed(0)
     fields = PooledFields(pool.schema, 3, 1.0)
-    every = Bags.of(fields.encoder, pool.read(0, 300))
+    assert [field.name for field in fields.fields] != [field.name for field in pool.schema.fields]
+    sizes = [field.size for field in fields.fields]
+    by_name = dict(zip([field.name for field in fields.fields], torch.split(fields.table, sizes), strict=True))
+    table = torch.cat([by_name[field.name] for field in pool.schema.fields])
+    every = fields.encode(pool.read(0, 300))
     rows = np.array([7, 299, 0, 7, 12, 13])
-    expected = fields.encoder.batch(pool.take(rows)).embed(fields.table).flatten(1)
-    torch.testing.assert_close(fields(every.take(torch.from_numpy(rows))), expected)
-    torch.testing.assert_close(fields(Bags.of(fields.encoder, pool.take(rows))), expected)
-    assert (len(every), len(every.take(torch.zeros(0, dtype=torch.int64)))) == (300, 0)
+    expected = FeatureEncoder(pool.schema).batch(pool.take(rows)).embed(table).flatten(1)
+    torch.testing.assert_close(fields(every.take(rows)), expected)
+    torch.testing.assert_close(fields(fields.encode(pool.take(rows))), expected)
+    assert (len(every), len(every.take(np.zeros(0, np.int64)))) == (300, 0)
 
 
 # Edges
@@ -305,8 +312,8 @@ class Small:
     """An untrained model whose neighbours matter, and features of six users and three campaigns."""
 
     model: GraphModel
-    users: Bags
-    campaigns: Bags
+    users: Entries
+    campaigns: Entries
 
     def graph(self, likes: list[tuple[int, int]]) -> LikeGraph:
         users, campaigns = torch.tensor(likes).T
@@ -323,9 +330,9 @@ class Small:
 def small(case: Case) -> Small:
     torch.manual_seed(0)
     model = GraphModel(case.history.pool.schema, case.history.campaign_schema, 3, k=4, width=8, init_std=1.0)
-    users = Bags.of(model.user_fields.encoder, case.history.pool.read(0, 6))
+    users = model.user_fields.encode(case.history.pool.read(0, 6))
     features = EncodedColumns.concat([task.features for task in case.history.tasks[:3]])
-    return Small(model, users, Bags.of(model.campaign_fields.encoder, features))
+    return Small(model, users, model.campaign_fields.encode(features))
 
 
 @pytest.mark.parametrize("edge", LIKES)
@@ -354,19 +361,19 @@ def test_what_is_frozen_is_what_was_trained(small: Small) -> None:
     vectors = frozen.users(small.users, torch.arange(6))
     for campaign in range(3):
         fans = torch.tensor([user for user, liked in LIKES if liked == campaign])
-        vector = frozen.campaign(small.campaigns.take(torch.tensor([campaign])), small.users.take(fans), fans)
+        vector = frozen.campaign(small.campaigns.take(np.array([campaign])), small.users.take(fans.numpy()), fans)
         for user in range(6):
             if (user, campaign) not in LIKES:
                 expected = small.asked(LIKES, [(user, campaign)])
                 torch.testing.assert_close(model.like(vectors[user], vector).unsqueeze(0), expected)
-    stranger = frozen.users(small.users.take(torch.tensor([0])), torch.tensor([len(small.users)]))
-    torch.testing.assert_close(stranger, small_self_part(model, small.users.take(torch.tensor([0]))))
+    stranger = frozen.users(small.users.take(np.array([0])), torch.tensor([len(small.users)]))
+    torch.testing.assert_close(stranger, small_self_part(model, small.users.take(np.array([0]))))
     assert not torch.allclose(stranger, vectors[:1])
     with torch.no_grad():
         model.known.copy_(known)
 
 
-def small_self_part(model: GraphModel, users: Bags) -> torch.Tensor:
+def small_self_part(model: GraphModel, users: Entries) -> torch.Tensor:
     first, second = (layer.self_part for layer in model.user_layers if isinstance(layer, Attention))
     with torch.no_grad():
         vectors: torch.Tensor = second(first(model.start_users(users)).relu())

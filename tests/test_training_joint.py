@@ -22,10 +22,12 @@ from lookalike.training.adapt import customise
 from lookalike.training.campaign_head import Head, Judged, cross_entropy, fit_head, log_odds
 from lookalike.training.checkpoint import Checkpoint, load_checkpoint
 from lookalike.training.head_fit import CampaignSamples, OwnWeights, judge_all, with_own_weights
-from lookalike.training.joint import MOST_EXAMS, JointTrainer, Knowledge, _judgeable, _some
+from lookalike.training.joint import UNASKED_ID_VARIANCE, JointTrainer, Knowledge, _some
 from lookalike.training.pretraining import new_run
 from lookalike.training.ridge import fit_ridge
 from lookalike.training.tasks import Samples, Task, load_tasks
+
+NO_SAMPLES = Samples(np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
 @pytest.fixture
@@ -72,6 +74,30 @@ def test_a_batch_is_smaller_where_samples_are_few(
     samples = sum(len(task.samples) for task in tasks)
     assert run.total == 20_000
     assert run.validate_every == round(samples / batch)
+
+
+@pytest.mark.parametrize("heavy", ["first", "last", "everybody"])
+def test_no_step_is_without_users(
+    dataset: Dataset, pool: Pool, tasks: list[Task], small_config: Config, heavy: str
+) -> None:
+    """Where steps are small and one user has more samples than a step should, whenever it is that user's turn."""
+    config = dataclasses.replace(small_config, joint=dataclasses.replace(small_config.joint, min_steps=10**6))
+    run = new_run(pool, dataset.campaign_schema(), tasks, config)
+    trainer = run.trainer
+    assert isinstance(trainer, JointTrainer)
+    users = len(trainer.knowledge.users)
+    assert trainer.steps_per_epoch == users
+    order = np.random.default_rng([trainer.settings.seed, 0]).permutation(users)
+    counts = np.full(users, 3 if heavy == "everybody" else 1)
+    counts[order[0 if heavy == "first" else -1]] += 1000
+    trainer.knowledge = dataclasses.replace(trainer.knowledge, starts=np.append(0, np.cumsum(counts)))
+    turns = [trainer._turn(0, place) for place in range(users)]
+    assert [len(turn) for turn in turns] == [1] * users
+    trainer.steps_per_epoch = users // 7
+    trainer._order = None
+    turns = [trainer._turn(0, place) for place in range(users // 7)]
+    assert min(len(turn) for turn in turns) >= 1
+    np.testing.assert_array_equal(np.sort(np.concatenate(turns)), np.arange(users))
 
 
 def test_the_loss_is_that_of_each_campaigns_customised_model(trainer: JointTrainer, tasks: list[Task]) -> None:
@@ -324,12 +350,55 @@ def test_a_huge_audience_is_judged_by_both_labels(trainer: JointTrainer, pool: P
     assert (len(even), int(even.labels.sum())) == (1000, 500)
 
 
-def test_of_many_held_out_campaigns_some_are_asked(tasks: list[Task]) -> None:
-    many = [dataclasses.replace(tasks[0], campaign_id=number) for number in range(1000)]
-    asked = [task.campaign_id for task in _judgeable(many)]
-    assert len(asked) == len(set(asked)) == MOST_EXAMS
-    assert asked[-1] == many[-1000 // MOST_EXAMS].campaign_id  # from all of them, not the first
-    assert _judgeable(many[:MOST_EXAMS]) == many[:MOST_EXAMS]
+def test_the_users_that_validate_are_read_once(
+    trainer: JointTrainer, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And seen anew by the model each time, which changes between two validations."""
+    seen: list[int] = []
+    take = Pool.take
+
+    def counted(pool: Pool, rows: np.ndarray) -> EncodedColumns:
+        seen.append(len(rows))
+        return take(pool, rows)
+
+    monkeypatch.setattr(Pool, "take", counted)
+    held_out = [*tasks[:3], dataclasses.replace(tasks[3], audience=NO_SAMPLES)]
+    before = trainer.validate(held_out)
+    assert seen == [len(task.seeds) + len(task.audience) for task in tasks[:3]]  # the last cannot be judged
+    with torch.no_grad():
+        kept = trainer.prior.basis.clone()
+        trainer.prior.basis.normal_()
+        assert trainer.validate(held_out) != before
+        trainer.prior.basis.copy_(kept)
+    assert trainer.validate(held_out) == before
+    assert len(seen) == 3
+    trainer.validate(tasks[:2])
+    assert len(seen) == 5
+
+
+def test_where_no_campaign_can_be_asked_single_ids_count(
+    dataset: Dataset, pool: Pool, tasks: list[Task], small_config: Config
+) -> None:
+    """A campaign for what the general model knows nothing of, one id of the users: without weights of ids, a guess."""
+    run = new_run(pool, dataset.campaign_schema(), tasks, small_config)
+    assert isinstance(run.trainer, JointTrainer)
+    with torch.no_grad():  # untrained, and a basis in which nothing can be said
+        run.trainer.prior.basis.zero_()
+    no_audience = [dataclasses.replace(task, audience=NO_SAMPLES) for task in tasks]
+    run.trainer.finish(no_audience, lambda: None)
+    assert float(run.trainer.prior.id_variance) == pytest.approx(UNASKED_ID_VARIANCE)
+    cities = pool.take(np.arange(pool.num_users)).ids["city"]
+    labels = (cities == np.bincount(cities).argmax()).astype(np.float32)
+    samples = Samples(np.arange(400), labels[:400])
+    checkpoint = run.checkpoint({})
+    assert checkpoint.prior is not None
+    aucs = {}
+    for variance in (0.0, UNASKED_ID_VARIANCE):
+        checkpoint.prior.id_variance.fill_(variance)
+        adapted = customise(checkpoint, pool, tasks[0].features, samples, checkpoint.config.adaptation)
+        aucs[variance] = adapted.history[1]["held_out_auc"]
+    assert aucs[UNASKED_ID_VARIANCE] > 0.99
+    assert aucs[0.0] < 0.9
 
 
 def test_choosing_the_prior_stops_when_asked(trainer: JointTrainer, tasks: list[Task]) -> None:
@@ -383,9 +452,3 @@ def test_a_campaign_of_one_seed_is_refused(checkpoint: Checkpoint, pool: Pool, t
 def few_seeds(task: Task, seeds: int) -> Samples:
     index = [np.flatnonzero(task.seeds.labels == label) for label in (1, 0)]
     return task.seeds.take(np.concatenate([index[0][:seeds], index[1]]))
-
-
-def test_rates_that_were_not_learnt_are_not_used(checkpoint: Checkpoint, pool: Pool, tasks: list[Task]) -> None:
-    config = dataclasses.replace(checkpoint.config.adaptation, optimizer="meta")
-    with pytest.raises(FailedPrecondition, match=r"adaptation\.optimizer"):
-        customise(checkpoint, pool, tasks[0].features, tasks[0].seeds, config)

@@ -56,7 +56,6 @@ class TrainingConfig:
     # "joint": all campaigns at once, each with own weights above the network (section `joint`); "meta": Algorithm 1.
     method: Literal["joint", "meta"] = "joint"
     inner_lr: Positive = 0.5  # alpha of Eq. 3, on the mean loss of a support set (512 x the paper's, which sums)
-    learn_inner_rates: bool = True  # one for each tensor and field, starting from inner_lr; false: inner_lr for all
     outer_lr: Positive = 0.001  # beta of Eq. 3, Adam
     second_order: bool = True
     support_size: AtLeastOne = 512
@@ -67,7 +66,7 @@ class TrainingConfig:
     max_samples: AtLeastZero = 0  # if not 0, instead of epochs, with both methods
     # Stop after so long; 0: no limit. The rate of joint training falls to 0 by then.
     max_seconds: NotNegative = 0.0
-    validation_campaigns: Share = 0.1  # share of the training campaigns held out
+    validation_campaigns: Share = 0.1  # share of the training campaigns held out, 200 at the most
     validate_every: AtLeastOne = 100  # steps of Algorithm 1; joint training validates after each epoch
     patience: AtLeastOne = 5  # validations without gain before training stops
     # Trains the unknown id of every field: a new campaign's own ids are unknown ids.
@@ -102,17 +101,15 @@ class AdaptationConfig:
 
     negatives_per_seed: AtLeastOne = 20  # the paper's 1:20
     min_seeds: AtLeastOne = 10  # matched in the pool; fewer cannot be split and tell nothing
-    # "head": the campaign's own weights alone, fitted in one go under the prior that joint training found; "meta": the
-    # inner loop's own step and learned rates; "adam": as published, with lr and embedding_lr below.
-    optimizer: Literal["head", "meta", "adam"] = "head"
-    # Times the learned rates: those are the best for one step, and adaptation takes several.
-    rate_scale: NotNegative = 0.3
+    # "head": the campaign's own weights alone, fitted in one go under the prior that joint training found; "adam": all
+    # parameters, as published, with lr and embedding_lr below.
+    optimizer: Literal["head", "adam"] = "head"
     lr: NotNegative = 0.001
     embedding_lr: NotNegative = 0.001
     batch_size: AtLeastOne = 512
     max_epochs: AtLeastZero = 6  # 0 keeps the general model
     patience: AtLeastOne = 2  # epochs without gain on held-out seeds before adapting stops
-    # With meta and adam: inverse L2 penalty (scikit-learn's C) of the campaign's own regression, whose weights go to
+    # With adam: inverse L2 penalty (scikit-learn's C) of the campaign's own regression, whose weights go to
     # the linear term; 0 leaves it out. On held-out training campaigns of kuairand it brings 0.007 AUC and 4% of P@5%.
     ridge: Annotated[float, Field(ge=0)] = 0.03
     parts: Annotated[int, Field(ge=2)] = 5  # the seeds are cut into; a fold holds one of them out

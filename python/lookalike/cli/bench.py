@@ -1,4 +1,4 @@
-"""`lookalike bench`: every system on one dataset, the table, and the figures.
+"""`lookalike bench`: every system on one dataset, and the table.
 
 Knows `evaluation`; systems load what they need (torch, scikit-learn) when they run.
 """
@@ -6,8 +6,8 @@ Knows `evaluation`; systems load what they need (torch, scikit-learn) when they 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ import typer
 from lookalike.cli import display
 
 if TYPE_CHECKING:
+    from lookalike.evaluation.bench import Watch
     from lookalike.evaluation.summary import Summary
     from lookalike.evaluation.systems.registry import Factory
 
@@ -49,19 +50,19 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="Of torch.  [default: torch's own choice]")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure these systems again, whatever is stored.")] = False,
     table_only: Annotated[bool, typer.Option("--table-only", help="Measure nothing: show what is finished.")] = False,
-    figures: Annotated[bool, typer.Option("--figures", help="Draw the figures, too.")] = False,
 ) -> None:
     """Train and evaluate every system under one protocol and one budget, and write the table.
 
     A run that is finished is kept: after Ctrl-C the same command goes on from there. The table is written after every
     run, as text, Markdown, CSV and JSON. Rates are tuned on held-out training campaigns, never on test campaigns.
+    `lookalike figures` draws what is stored.
 
     \b
     Examples:
       lookalike bench ml1m
       lookalike bench ml1m --systems lr,lookalike --runs 1 --limit 20
       lookalike bench kuairand --grouped author_id
-      lookalike bench ml1m --table-only --figures
+      lookalike bench ml1m --table-only
     """
     from lookalike.evaluation.systems.registry import chosen
 
@@ -73,7 +74,7 @@ def bench(
         summary = _stored(folder, list(rows), dataset, runs, command)
     else:
         summary = _measured(dataset, folder, rows, options, threads=threads, fresh=fresh, command=command)
-    _show(summary, folder, figures=figures)
+    _show(summary, folder)
 
 
 def _measured(
@@ -86,7 +87,16 @@ def _measured(
     fresh: bool,
     command: str,
 ) -> Summary:
-    from lookalike.evaluation.bench import Watch, run_bench
+    from lookalike.evaluation.bench import run_bench
+
+    with watching(threads) as watch:
+        return run_bench(dataset, folder, rows, **options, fresh=fresh, command=command, watch=watch)
+
+
+@contextmanager
+def watching(threads: int | None) -> Iterator[Watch]:
+    """Progress on the terminal, Ctrl-C that lets a step end, and so many threads of torch if a number is given."""
+    from lookalike.evaluation.bench import Watch
 
     with ExitStack() as stack:
         asked = stack.enter_context(display.interruptible())
@@ -95,8 +105,7 @@ def _measured(
             from lookalike.scoring.compiled import compute_threads
 
             stack.enter_context(compute_threads(threads))
-        watch = Watch(report, asked.is_set)
-        return run_bench(dataset, folder, rows, **options, fresh=fresh, command=command, watch=watch)
+        yield Watch(report, asked.is_set)
 
 
 def _stored(folder: Path, rows: list[str], dataset: Path, runs: int, command: str) -> Summary:
@@ -106,18 +115,12 @@ def _stored(folder: Path, rows: list[str], dataset: Path, runs: int, command: st
     return summary_of(ResultFolder.open(folder), rows, name=dataset.resolve().name, runs=runs, command=command)
 
 
-def _show(summary: Summary, folder: Path, *, figures: bool) -> None:
+def _show(summary: Summary, folder: Path) -> None:
     from rich.console import Console
 
     from lookalike.evaluation.table import TEXT_WIDTH, print_to, write_all
 
     written = write_all(summary, folder)
-    if figures:
-        from lookalike.evaluation.figures.results import draw_all
-        from lookalike.evaluation.results import ResultFolder
-
-        keys = [row.key for row in summary.rows]
-        written += draw_all(ResultFolder.open(folder).finished(keys, summary.runs), summary, folder / "figures")
     console = Console()
     print_to(console if console.is_terminal else Console(width=TEXT_WIDTH), summary)
     for path in written:

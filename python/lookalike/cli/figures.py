@@ -5,14 +5,13 @@ Knows `evaluation`; systems load what they need (torch, scikit-learn) when they 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lookalike.cli import display
-from lookalike.cli.bench import folder_of
+from lookalike.cli.bench import folder_of, watching
 
 
 def figures(
@@ -57,20 +56,13 @@ def figures(
       lookalike figures ml1m --only representations,gates --category decade
       lookalike figures ml1m --samples 100000 --limit 20
     """
-    from lookalike.evaluation.bench import Bench, Watch
+    from lookalike.evaluation.bench import Bench
     from lookalike.evaluation.illustrate import illustrate
     from lookalike.evaluation.systems.registry import SYSTEMS
 
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
     folder = output or folder_of(dataset, limit=limit, samples=samples, grouped=grouped)
-    with ExitStack() as stack:
-        asked = stack.enter_context(display.interruptible())
-        report = stack.enter_context(display.progress())
-        if threads is not None:
-            from lookalike.scoring.compiled import compute_threads
-
-            stack.enter_context(compute_threads(threads))
-        watch = Watch(report, asked.is_set)
+    with watching(threads) as watch:
         bench = Bench.open(dataset, folder, samples=samples, limit=limit, grouped=grouped, watch=watch)
         drawn = illustrate(bench, SYSTEMS, only=names, category=category, fresh=fresh)
     display.table(drawn.facts)

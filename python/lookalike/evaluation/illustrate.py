@@ -20,7 +20,7 @@ from lookalike.evaluation.bench import Bench, summary_of
 from lookalike.evaluation.categories import Categories, alike, categories
 from lookalike.evaluation.figures import calibration, convergence, mixtures
 from lookalike.evaluation.figures.results import NAMES as OF_RESULTS
-from lookalike.evaluation.figures.results import draw_all
+from lookalike.evaluation.figures.results import draw_named
 from lookalike.evaluation.figures.style import save, styled
 from lookalike.evaluation.observations import Calibration, Convergence, Mixtures, Observation, Observations
 from lookalike.evaluation.studies.trained import Trained
@@ -92,7 +92,7 @@ def _checked(only: Collection[str] | None) -> list[str]:
 def _of_results(bench: Bench, systems: Mapping[str, Factory], folder: Path, names: Collection[str]) -> list[Path]:
     runs, keys = bench.folder.runs, list(systems)
     summary = summary_of(bench.folder, keys, name=bench.dataset.path.resolve().name, runs=runs, command="")
-    return draw_all(bench.folder.finished(keys, runs), summary, folder, names)
+    return draw_named(bench.folder.finished(keys, runs), summary, folder, names)
 
 
 class _Work:

@@ -58,6 +58,9 @@ class Entries:
         weights = np.repeat((1 / np.maximum(counts, 1)).astype(np.float32), counts)
         return Entries(ids, weights, lengths)
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
     @cached_property
     def totals(self) -> Ids:
         """`[rows]`, the number of entries of each row."""

@@ -12,7 +12,7 @@ from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.topk import TopK
 from lookalike.scoring.engine import Engine
 
-DIVERGED = "the customised model scores NaN; the general model or its inner rates have diverged"
+DIVERGED = "the customised model scores NaN; the general model or its adaptation has diverged"
 
 
 def scan(

@@ -5,8 +5,8 @@ Chooses negatives and folds; how a model is fitted to them is the business of `h
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from lookalike.dataset.sampling import sample_rows
 from lookalike.errors import EmptySeeds, FailedPrecondition
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import EncodedColumns
+from lookalike.training import stratified
 from lookalike.training.adapted import Adapted
 from lookalike.training.checkpoint import Checkpoint
 from lookalike.training.fine_tuning import fine_tune
@@ -93,7 +94,11 @@ def customise(
     seeds = int(np.count_nonzero(samples.labels))
     rng = np.random.default_rng([random_seed, len(samples)])
     parts = min(config.parts, seeds, len(samples) - seeds)  # each must hold both labels
-    folds = _folds(samples, _fold_count(seeds, parts, config.enough_held_out_seeds), parts, rng)
+    count = _fold_count(seeds, parts, config.enough_held_out_seeds)
+    folds = [
+        (samples.take(learnt), samples.take(held))
+        for learnt, held in islice(stratified.folds(samples.labels, parts, rng), count)
+    ]
     if config.optimizer == "head":
         assert checkpoint.prior is not None
         return fit_to_seeds(
@@ -113,7 +118,6 @@ def customise(
     # campaigns adapting on several threads must not share one.
     return fine_tune(
         checkpoint.model.copy(),
-        copy.deepcopy(checkpoint.rates),
         users,
         campaign,
         samples,
@@ -149,17 +153,10 @@ def _check(checkpoint: Checkpoint, samples: Samples, config: AdaptationConfig) -
         )
     if config.optimizer == "head" and checkpoint.prior is None:
         raise FailedPrecondition(
-            "the general model knows no prior of campaigns' own weights: set adaptation.optimizer to adam or meta, "
-            "or train with training.method=joint",
+            "the general model knows no prior of campaigns' own weights: set adaptation.optimizer to adam, or train "
+            "with training.method=joint",
             field="adaptation.optimizer",
             reason="NO_PRIOR",
-        )
-    if config.optimizer == "meta" and checkpoint.config.training.method == "joint":
-        raise FailedPrecondition(
-            "the general model was trained jointly and learnt no inner rates: set adaptation.optimizer to head or "
-            "adam, or train with training.method=meta",
-            field="adaptation.optimizer",
-            reason="NO_INNER_RATES",
         )
 
 
@@ -167,12 +164,3 @@ def _fold_count(seeds: int, parts: int, enough_held_out: int) -> int:
     """Few held-out seeds judge badly, so small campaigns are split more often; large ones need one look."""
     held_out = max(1.0, seeds / parts)
     return int(np.clip(np.ceil(enough_held_out / held_out), 1, parts))
-
-
-def _folds(samples: Samples, count: int, parts: int, rng: np.random.Generator) -> list[tuple[Samples, Samples]]:
-    """`count` of the `parts` stratified splits into (train, held out)."""
-    part = np.empty(len(samples), np.int64)
-    for label in (0, 1):
-        index = np.flatnonzero(samples.labels == label)
-        part[index] = rng.permutation(np.arange(len(index)) % parts)
-    return [(samples.take(np.flatnonzero(part != i)), samples.take(np.flatnonzero(part == i))) for i in range(count)]

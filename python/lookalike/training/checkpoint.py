@@ -1,6 +1,6 @@
 """The general checkpoint (safetensors + JSON, never pickle) and the state of a run that is still going.
 
-Knows `model` and the inner rates; knows nothing of how they were trained.
+Knows `model` and the prior; knows nothing of how they were trained.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from lookalike.files import file_digest, staged_folder
 from lookalike.model.metaheac import MetaHeac
 from lookalike.schema import FeatureSchema
 from lookalike.training.campaign_head import HeadPrior
-from lookalike.training.inner import InnerRates
 
 WEIGHTS_NAME = "model.safetensors"
 DESCRIPTION_NAME = "checkpoint.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Checkpoint:
     """
 
     model: MetaHeac
-    rates: InnerRates
     prior: HeadPrior | None
     user_schema: FeatureSchema
     campaign_schema: FeatureSchema
@@ -60,7 +58,6 @@ def save_checkpoint(checkpoint: Checkpoint, output: Path, *, overwrite: bool = F
     """
     with staged_folder(output, overwrite=overwrite) as staged:
         weights = {f"model.{n}": t for n, t in checkpoint.model.state_dict().items()}
-        weights |= {f"rates.{n}": t for n, t in checkpoint.rates.state_dict().items()}
         if checkpoint.prior is not None:
             weights |= {f"prior.{n}": t for n, t in checkpoint.prior.state_dict().items()}
         save_file({n: t.detach().contiguous().cpu() for n, t in weights.items()}, staged / WEIGHTS_NAME)
@@ -100,19 +97,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     users = FeatureSchema.from_json(description["user_schema"])
     campaigns = FeatureSchema.from_json(description["campaign_schema"])
     model = MetaHeac(users, campaigns, config.model)
-    rates = InnerRates(model, config.training.inner_lr, learned=config.training.learn_inner_rates)
     prior = new_prior(model, config) if config.training.method == "joint" else None
     try:
         weights = load_file(path / WEIGHTS_NAME)
         model.load_state_dict(_under("model.", weights))
-        rates.load_state_dict(_under("rates.", weights))
         if prior is not None:
             prior.load_state_dict(_under("prior.", weights))
     except (SafetensorError, RuntimeError) as error:
         raise DataCorrupted(
             f"{path / WEIGHTS_NAME} does not fit its description: {error}", field="checkpoint"
         ) from error
-    return Checkpoint(model, rates, prior, users, campaigns, config, description["metrics"], fingerprint(path))
+    return Checkpoint(model, prior, users, campaigns, config, description["metrics"], fingerprint(path))
 
 
 def new_prior(model: MetaHeac, config: Config) -> HeadPrior:
@@ -137,7 +132,8 @@ def read_description(path: Path) -> dict[str, Any]:
         raise DataCorrupted(f"{path / DESCRIPTION_NAME} is no checkpoint description", field="checkpoint") from error
     if version != FORMAT_VERSION:
         raise DataCorrupted(
-            f"{path} is a checkpoint of format {version}; this version reads {FORMAT_VERSION}", field="checkpoint"
+            f"{path} is a checkpoint of format {version}; this version reads {FORMAT_VERSION}: train again",
+            field="checkpoint",
         )
     if missing:
         raise DataCorrupted(f"{path / DESCRIPTION_NAME} lacks {', '.join(missing)}", field="checkpoint")
@@ -267,9 +263,7 @@ class TrainingState:
             saved = optimizer.state_dict()
             for key, tensor in _under(f"optimizer.{name}.", tensors).items():
                 index, entry = key.split(".")
-                sparse = isinstance(optimizer, torch.optim.SparseAdam)
-                value = int(tensor) if sparse and entry == "step" else tensor
-                saved["state"].setdefault(int(index), {})[entry] = value
+                saved["state"].setdefault(int(index), {})[entry] = tensor
             optimizer.load_state_dict(saved)
 
     def remove(self) -> None:

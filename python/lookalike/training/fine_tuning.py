@@ -1,4 +1,4 @@
-"""Adaptation by gradient steps, as published or with learned rates: as many epochs as held-out seeds ask for.
+"""Adaptation by gradient steps, as published: as many epochs as held-out seeds ask for.
 
 Knows the inner loop; knows nothing of pools.
 """
@@ -20,21 +20,13 @@ from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac, binar
 from lookalike.model.one_hot import one_hot
 from lookalike.schema import EncodedColumns
 from lookalike.training.adapted import Adapted, HeldOut, Ticker
-from lookalike.training.inner import (
-    InnerRates,
-    OccurringRows,
-    Parameters,
-    campaign_parameters,
-    copied_rows,
-    predict,
-)
+from lookalike.training.inner import OccurringRows, Parameters, campaign_parameters, copied_rows, predict
 from lookalike.training.ridge import fit_ridge
 from lookalike.training.tasks import Samples
 
 
 def fine_tune(
     general: MetaHeac,
-    rates: InnerRates,
     users: EncodedColumns,
     campaign: EncodedColumns,
     samples: Samples,
@@ -58,7 +50,7 @@ def fine_tune(
 
     def learner(part: int, train: Samples, test: Samples | None) -> _Learner:
         rng = np.random.default_rng([random_seed, part])
-        return _Learner(general, rates, users, campaign, train, test, config, rng, ticker.poll)
+        return _Learner(general, users, campaign, train, test, config, rng, ticker.poll)
 
     learners = [learner(1 + part, train, test) for part, (train, test) in enumerate(folds)]
     best_epoch, history = _choose_epochs(learners, config, ticker, keep=keep_folds)
@@ -105,7 +97,6 @@ class _Learner:
     def __init__(
         self,
         general: MetaHeac,
-        rates: InnerRates,
         users: EncodedColumns,
         campaign: EncodedColumns,
         train: Samples,
@@ -129,7 +120,7 @@ class _Learner:
             name: p.detach().clone().requires_grad_()
             for name, p in campaign_parameters(general, *copied_rows(general, self.rows)).items()
         }
-        self.optimizer = _optimizer(self.parameters, rates, self.rows, config)
+        self.optimizer = _optimizer(self.parameters, config)
         self.ridge: Tensor | None = None
         if general.config.wide and config.ridge > 0:
             ids = one_hot(general.users.schema, users.take(train.rows))
@@ -187,8 +178,8 @@ class _Learner:
         """The model as it was kept; `rows` are the pool rows of the users that samples index."""
         assert self.held_out is not None
         assert self.kept is not None
-        seeds = self.held_out.rows[self.held_out.labels == 1]
-        return HeldOut(self._whole(self.kept), np.sort(rows[seeds]), np.sort(rows[self.train.rows]))
+        seeds = np.sort(rows[self.held_out.interested])
+        return HeldOut(self._whole(self.kept), seeds, np.sort(rows[self.train.rows]))
 
     def customised(self) -> MetaHeac:
         """The whole model as it is now."""
@@ -207,29 +198,8 @@ class _Learner:
         return model
 
 
-def _optimizer(
-    parameters: Parameters, rates: InnerRates, rows: OccurringRows, config: AdaptationConfig
-) -> torch.optim.Optimizer:
-    if config.optimizer == "adam":
-        tables = [parameters[USER_TABLE], parameters[CAMPAIGN_TABLE]]
-        dense = [p for n, p in parameters.items() if n not in (USER_TABLE, CAMPAIGN_TABLE)]
-        groups: list[dict[str, Any]] = [{"params": dense}, {"params": tables, "lr": config.embedding_lr}]
-        return torch.optim.Adam(groups, lr=config.lr)
-    with torch.no_grad():
-        scaled = {n: config.rate_scale * rate for n, rate in rates.of(rows).items()}
-    return _RatedDescent(parameters, scaled)
-
-
-class _RatedDescent(torch.optim.Optimizer):
-    """The inner loop's plain gradient step with its own rates, as the general model was trained to be moved."""
-
-    def __init__(self, parameters: Parameters, rates: Parameters) -> None:
-        groups = [{"params": [p], "rate": rates[n].to(p.device)} for n, p in parameters.items()]
-        super().__init__(groups, {})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002  the base's signature
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.sub_(group["rate"] * parameter.grad)
+def _optimizer(parameters: Parameters, config: AdaptationConfig) -> torch.optim.Optimizer:
+    tables = [parameters[USER_TABLE], parameters[CAMPAIGN_TABLE]]
+    dense = [p for n, p in parameters.items() if n not in (USER_TABLE, CAMPAIGN_TABLE)]
+    groups: list[dict[str, Any]] = [{"params": dense}, {"params": tables, "lr": config.embedding_lr}]
+    return torch.optim.Adam(groups, lr=config.lr)

@@ -144,7 +144,7 @@ def fit_to_seeds(
         held_out=tuple(
             HeldOut(
                 with_own_weights(model, prior, own if best else None),
-                np.sort(rows[test.rows[test.labels == 1]]),
+                np.sort(rows[test.interested]),
                 np.sort(rows[train.rows]),
             )
             for own, (train, test) in zip(fitted, folds, strict=True)

@@ -38,11 +38,11 @@ SCALES = (0.5, 1.0, 2.0)
 # What to try for the variance of an id's own weight (scikit-learn's C). Where campaigns have nothing in common, this is
 # all there is, and a plain regression is best at 0.03 to 0.1.
 ID_VARIANCES = (0.0, 0.003, 0.01, 0.03, 0.1)
+# Where no campaign can be asked. It hardly matters where campaigns have much in common; where they have nothing, 0
+# would lose to a regression on the seeds.
+UNASKED_ID_VARIANCE = 0.03
 # Users of an audience that judge: enough for a mean over campaigns, and a bound where audiences are huge.
 MOST_JUDGED = 4096
-# Campaigns never trained on that are asked: their mean AUC is known to 0.01 or better, and `finish` holds them all in
-# memory, 10 MB each or so.
-MOST_EXAMS = 200
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class JointTrainer:
         steps = round(len(self.knowledge.labels) / batch)
         self.steps_per_epoch = min(max(1, steps), len(self.knowledge.users))
         self._order: tuple[int, list[Index]] | None = None
+        self._exams: tuple[Sequence[Task], list[_Exam]] | None = None
         normal = [self.own.shift, self.own.coefficients]
         others = [p for p in model.parameters() if p is not model.user_embedding] + [self.own.intercept]
         # The optimiser adds the prior's gradient itself: 2 w of the square of w.
@@ -157,7 +158,8 @@ class JointTrainer:
     def validate(self, held_out: list[Task]) -> float:
         """Mean AUC on what campaigns never trained on brought later, with own weights fitted to their seeds."""
         self._deviations_of_training_campaigns()
-        return mean_auc(_Exam(self, task) for task in _judgeable(held_out))  # one in memory at a time
+        # What the model makes of them, 10 MB each or so, is in memory one at a time.
+        return mean_auc(exam.seen(self.model, self.prior) for exam in self._exams_of(held_out))
 
     def finish(self, held_out: list[Task], poll: Callable[[], None]) -> None:
         """Choose the deviations of own weights by campaigns never trained on, one kind after the other.
@@ -165,10 +167,11 @@ class JointTrainer:
         `poll` is called often; raise from it to stop.
         """
         self._deviations_of_training_campaigns()
-        self.prior.id_variance.fill_(ID_VARIANCES[0])
-        exams = [_Exam(self, task) for task in _judgeable(held_out)]
+        exams = [exam.seen(self.model, self.prior) for exam in self._exams_of(held_out)]
         if not exams:
+            self.prior.id_variance.fill_(UNASKED_ID_VARIANCE)
             return
+        self.prior.id_variance.fill_(ID_VARIANCES[0])
         for parameter, candidates in (
             (self.prior.coefficient_std, [scale * float(self.prior.coefficient_std) for scale in SCALES]),
             (self.prior.shift_std, [scale * float(self.prior.shift_std) for scale in SCALES]),
@@ -221,10 +224,18 @@ class JointTrainer:
             upto = np.cumsum(np.diff(self.knowledge.starts)[order])
             step = np.arange(1, self.steps_per_epoch)
             ends = np.searchsorted(upto, step * upto[-1] // self.steps_per_epoch)
-            ends = np.maximum.accumulate(ends - step) + step  # a user at least in each, whoever knows how much
+            # A user at least in each, in the first, too, however many samples are of one user.
+            ends = np.maximum.accumulate(np.maximum(ends - step, 0)) + step
             ends = np.minimum(ends, len(order) - self.steps_per_epoch + step)
             self._order = epoch, np.split(order, ends)
         return np.sort(self._order[1][place])
+
+    def _exams_of(self, held_out: Sequence[Task]) -> list[_Exam]:
+        """The campaigns that can be judged. Their users are read once: they are what `finish` will hold anyway."""
+        if self._exams is None or self._exams[0] is not held_out:
+            able = [task for task in held_out if task.seeds.trainable and task.audience.trainable]
+            self._exams = held_out, [_Exam(self, task) for task in able]
+        return self._exams[1]
 
     def _deviations_of_training_campaigns(self) -> None:
         with torch.no_grad():
@@ -247,11 +258,6 @@ def _deterministic() -> Iterator[None]:
         settings.fill_uninitialized_memory = fill
 
 
-def _judgeable(tasks: Sequence[Task]) -> list[Task]:
-    able = [task for task in tasks if task.seeds.trainable and task.audience.trainable]
-    return [able[at * len(able) // MOST_EXAMS] for at in range(MOST_EXAMS)] if len(able) > MOST_EXAMS else able
-
-
 class _Exam:
     """A campaign never trained on: own weights are fitted to its seeds and judged by its audience."""
 
@@ -261,16 +267,30 @@ class _Exam:
         self.seeds = np.arange(len(task.seeds))
         self.audience = np.arange(len(task.seeds), len(task.seeds) + len(audience))
         both = Samples.concat(task.seeds, audience)
-        users = trainer.pool.take(both.rows)
+        self.labels = both.labels
+        self.users = trainer.pool.take(both.rows)
         campaign = trainer.model.campaigns.batch(task.features)
         # As a new campaign's will be: ids that no training campaign has are unknown.
         trained = trainer.model.campaigns.occurring(trainer.campaigns)
-        campaign = trainer.model.campaigns.with_untrained_unknown(campaign, trained)
-        self.samples = CampaignSamples(trainer.model, trainer.prior, users, campaign, both.labels)
+        self.campaign = trainer.model.campaigns.with_untrained_unknown(campaign, trained)
+
+    def seen(self, model: MetaHeac, prior: HeadPrior) -> _Seen:
+        """By the model as it is now."""
+        samples = CampaignSamples(model, prior, self.users, self.campaign, self.labels)
+        return _Seen(samples, self.seeds, self.audience)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An exam as a model sees it, and which of its samples are seeds and which the audience."""
+
+    samples: CampaignSamples
+    seeds: Index
+    audience: Index
 
     def auc(self, poll: Callable[[], None]) -> float:
-        own = self.samples.fit(self.seeds, poll)
-        return self.samples.held_out_auc(self.audience, own)
+        """With own weights under the prior as it is now."""
+        return self.samples.held_out_auc(self.audience, self.samples.fit(self.seeds, poll))
 
 
 def _some(samples: Samples, most: int) -> Samples:
@@ -286,7 +306,7 @@ def _some(samples: Samples, most: int) -> Samples:
     return samples.take(np.concatenate([index[:cut] for index, cut in zip((positives, negatives), cuts, strict=True)]))
 
 
-def mean_auc(exams: Iterable[_Exam], poll: Callable[[], None] = lambda: None) -> float:
+def mean_auc(exams: Iterable[_Seen], poll: Callable[[], None] = lambda: None) -> float:
     """NaN if there are none."""
     aucs = [exam.auc(poll) for exam in exams]
     return float(np.mean(aucs)) if aucs else math.nan

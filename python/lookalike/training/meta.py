@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from lookalike.model.features import FeatureBatch
 from lookalike.model.metaheac import MetaHeac, binary_cross_entropy
 from lookalike.pool.snapshot import Pool
 from lookalike.training.inner import (
-    InnerRates,
     OccurringRows,
     Parameters,
     campaign_parameters,
@@ -31,22 +30,17 @@ from lookalike.training.inner import (
 from lookalike.training.row_adam import RowAdam
 from lookalike.training.tasks import Samples, Task, sampling_weights
 
-# Rates are few and start within two orders of magnitude of right: relative steps of 5% find them in a hundred steps.
-RATE_LEARNING_RATE = 0.05
-
 
 @dataclass
 class Trainer:
-    """The general model, its inner rates and their optimisers. `step` is one pass of Algorithm 1's loop."""
+    """The general model and its optimisers. `step` is one pass of Algorithm 1's loop."""
 
     model: MetaHeac
     config: TrainingConfig
     pool: Pool
     tasks: list[Task]
-    rates: InnerRates = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rates = InnerRates(self.model, self.config.inner_lr, learned=self.config.learn_inner_rates)
         self.weights = sampling_weights(self.tasks, self.config.task_sampling)
         campaigns = [self.model.campaigns.batch(task.features) for task in self.tasks]
         self.trained_campaign_rows = self.model.campaigns.occurring(*campaigns)
@@ -56,8 +50,6 @@ class Trainer:
             "dense": torch.optim.Adam(list(dense_parameters(self.model).values()), lr=lr, fused=True),
             "tables": self.tables,
         }
-        if self.config.learn_inner_rates:
-            self.optimizers["rates"] = torch.optim.Adam(self.rates.parameters(), lr=RATE_LEARNING_RATE)
 
     def step(self, number: int, done: float = 0.0) -> tuple[float, float, int]:  # noqa: ARG002  the rate is constant
         """One outer update from a few tasks. Returns the mean support and query loss and the samples seen.
@@ -65,9 +57,7 @@ class Trainer:
         All randomness comes from the configured seed and `number`, so a resumed run continues the same sequence.
         """
         tables, support_loss, query_loss, samples = self.gradient(number)
-        for name, optimizer in self.optimizers.items():
-            if name != "tables":
-                optimizer.step()
+        self.optimizers["dense"].step()
         for table, (rows, leaf) in zip((self.model.user_embedding, self.model.campaign_embedding), tables, strict=True):
             self.tables.update(table, rows, leaf)
         return support_loss, query_loss, samples
@@ -129,9 +119,9 @@ class Trainer:
     def _losses(self, prepared: _Prepared) -> tuple[Tensor, Tensor]:
         """Before and after the inner step, of support and query."""
         support, query = prepared.sets
-        order = self.config.second_order
+        alpha, order = self.config.inner_lr, self.config.second_order
         moved, support_loss = inner_step(
-            self.model, prepared.parameters, prepared.rates, support, prepared.campaign, second_order=order
+            self.model, prepared.parameters, alpha, support, prepared.campaign, second_order=order
         )
         prediction = predict(self.model, moved, query[0], prepared.campaign)
         return support_loss, binary_cross_entropy(prediction, query[1])
@@ -140,8 +130,9 @@ class Trainer:
         (encoded,) = self._encode([task], [(support, query)], None)
         rows = OccurringRows.of(self.model, [users for users, _ in encoded.sets], encoded.campaign)
         prepared = self._prepare(encoded, rows, copied_rows(self.model, rows))
+        alpha, support_set = self.config.inner_lr, prepared.sets[0]
         moved, _ = inner_step(
-            self.model, prepared.parameters, prepared.rates, prepared.sets[0], prepared.campaign, second_order=False
+            self.model, prepared.parameters, alpha, support_set, prepared.campaign, second_order=False
         )
         with torch.no_grad():
             return predict(self.model, moved, prepared.sets[1][0], prepared.campaign)
@@ -182,7 +173,6 @@ class Trainer:
             [(b.to(device), labels.to(device)) for b, (_, labels) in zip(users, encoded.sets, strict=True)],
             campaign.to(device),
             campaign_parameters(model, *start),
-            self.rates.of(OccurringRows(own.users.to(device), own.campaign.to(device))),
         )
 
 
@@ -201,4 +191,3 @@ class _Prepared:
     sets: list[tuple[FeatureBatch, Tensor]]
     campaign: FeatureBatch
     parameters: Parameters
-    rates: Parameters

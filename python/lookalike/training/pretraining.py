@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -25,10 +25,9 @@ from lookalike.pool.snapshot import Pool
 from lookalike.schema import FeatureSchema
 from lookalike.training.campaign_head import HeadPrior
 from lookalike.training.checkpoint import Checkpoint, TrainingState, new_prior, save_checkpoint, to_plain
-from lookalike.training.inner import InnerRates
 from lookalike.training.joint import JointTrainer
 from lookalike.training.meta import Trainer
-from lookalike.training.tasks import Task, digest, hold_out, load_tasks
+from lookalike.training.tasks import Task, base_rate, digest, hold_out, load_tasks
 
 # Steps that a reported loss is the mean of, at most: with joint training an epoch may have tens of thousands.
 MOST_LOSSES = 100
@@ -61,8 +60,10 @@ def train(
     """Train the general model on a dataset's training campaigns and write the checkpoint folder `output`.
 
     A run that was stopped continues from `<output>.training`, when data and configuration are the same and `resume`:
-    from where `cancelled` stopped it, or else from where it was saved last, some ten minutes before at most. The
-    checkpoint holds the parameters of the best validation, not of the last step.
+    from where `cancelled` stopped it, or else from where it was saved last, some ten minutes before at most.
+
+    The checkpoint holds the parameters of the best validation, not of the last step. Its metric `best_validation_auc`
+    is thus the highest of several and a little too high: it compares runs; what a model is worth, the benchmark tells.
 
     Raises:
         InvalidInput: the dataset has no usable training campaign, or training diverged. Cancelled: `cancelled()` turned
@@ -92,7 +93,7 @@ def train(
             "seconds": round(state.seconds, 3),
             "training_campaigns": len(kept),
             "validation_campaigns": len(held_out),
-            "validation_auc": state.best_auc if math.isfinite(state.best_auc) else None,
+            "best_validation_auc": state.best_auc if math.isfinite(state.best_auc) else None,
         }
     )
     save_checkpoint(checkpoint, output)
@@ -141,14 +142,12 @@ class Run:
 
     def checkpoint(self, metrics: Mapping[str, object]) -> Checkpoint:
         """The general model as it is now."""
-        model, rates = self.modules["model"], self.modules["rates"]
+        model = self.modules["model"]
         assert isinstance(model, MetaHeac)
-        assert isinstance(rates, InnerRates)
         prior = self.modules.get("prior")
         assert prior is None or isinstance(prior, HeadPrior)
         return Checkpoint(
             model=model,
-            rates=rates,
             prior=prior,
             user_schema=self.pool.schema,
             campaign_schema=self.campaign_schema,
@@ -167,7 +166,7 @@ def new_run(pool: Pool, campaign_schema: FeatureSchema, tasks: list[Task], confi
     settings = config.training
     torch.manual_seed(settings.seed)
     model = MetaHeac(pool.schema, campaign_schema, config.model)
-    _start_at_base_rate(model, tasks)
+    start_at_base_rate(model, tasks)
     joint = settings.method == "joint"
     samples = sum(len(task.samples) for task in tasks)
     total = settings.max_samples or round((config.joint.epochs if joint else settings.epochs) * samples)
@@ -176,24 +175,17 @@ def new_run(pool: Pool, campaign_schema: FeatureSchema, tasks: list[Task], confi
     if joint:
         prior = new_prior(model, config)
         trainer = JointTrainer(model, prior, config.joint, settings, pool, tasks, total)
-        rates = InnerRates(model, settings.inner_lr, learned=settings.learn_inner_rates)
-        modules: dict[str, nn.Module] = {"model": model, "rates": rates, "prior": prior, "own": trainer.own}
+        modules: dict[str, nn.Module] = {"model": model, "prior": prior, "own": trainer.own}
         return Run(config, pool, campaign_schema, modules, trainer, total, trainer.steps_per_epoch)
     meta = Trainer(model, settings, pool, tasks)
-    modules = {"model": model, "rates": meta.rates}
-    return Run(config, pool, campaign_schema, modules, meta, total, settings.validate_every)
+    return Run(config, pool, campaign_schema, {"model": model}, meta, total, settings.validate_every)
 
 
 def _check(config: Config) -> None:
-    joint, optimizer = config.training.method == "joint", config.adaptation.optimizer
-    if optimizer == "head" and not joint:
+    joint = config.training.method == "joint"
+    if config.adaptation.optimizer == "head" and not joint:
         raise InvalidInput(
-            "training.method=meta finds no prior of campaigns' own weights: set adaptation.optimizer to meta or adam",
-            field="adaptation.optimizer",
-        )
-    if optimizer == "meta" and joint:
-        raise InvalidInput(
-            "training.method=joint learns no inner rates: set adaptation.optimizer to head or adam",
+            "training.method=meta finds no prior of campaigns' own weights: set adaptation.optimizer to adam",
             field="adaptation.optimizer",
         )
     if joint and (not config.model.wide or config.model.literal_average):
@@ -202,10 +194,9 @@ def _check(config: Config) -> None:
         )
 
 
-def _start_at_base_rate(model: MetaHeac, tasks: list[Task]) -> None:
+def start_at_base_rate(model: MetaHeac, tasks: Sequence[Task]) -> None:
     """Let the critics start at the share of positives: else the inner step spends itself on learning it first."""
-    positives = sum(float(task.samples.labels.sum()) for task in tasks)
-    share = positives / sum(len(task.samples) for task in tasks)
+    share = base_rate(tasks)
     with torch.no_grad():
         model.critics.bias.fill_(math.log(share / (1 - share)))
 

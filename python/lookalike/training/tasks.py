@@ -6,7 +6,7 @@ Knows `dataset` and `pool`; knows nothing of networks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +18,10 @@ from lookalike.dataset.layout import CampaignId, Dataset, Split
 from lookalike.errors import InvalidInput
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import EncodedColumns, FeatureSchema
+
+# Campaigns that validate: so many tell their mean AUC to 0.01 or better, and any more could rather be learnt from. With
+# joint training they are in memory at the end, 10 MB each or so.
+MOST_HELD_OUT = 200
 
 Rows = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.float32]
@@ -46,6 +50,12 @@ class Samples:
         count = max(1, round(len(self) / size))
         for index in np.array_split(np.arange(len(self)), count):
             yield self.take(index)
+
+    @property
+    def interested(self) -> Rows:
+        """Pool rows of those with label 1, in order."""
+        found: Rows = self.rows[self.labels == 1]
+        return found
 
     @property
     def trainable(self) -> bool:
@@ -127,10 +137,16 @@ def digest(tasks: list[Task]) -> str:
 
 
 def hold_out(tasks: list[Task], share: float, rng: np.random.Generator) -> tuple[list[Task], list[Task]]:
-    """Split off a share of the tasks for validation; at least one stays on each side when there are two."""
-    count = min(max(1, round(len(tasks) * share)), len(tasks) - 1) if share > 0 else 0
+    """Split off a share of the tasks for validation, `MOST_HELD_OUT` at most; of two tasks, one stays on each side."""
+    count = min(max(1, round(len(tasks) * share)), len(tasks) - 1, MOST_HELD_OUT) if share > 0 else 0
     held = set(rng.choice(len(tasks), count, replace=False).tolist())
     return [t for i, t in enumerate(tasks) if i not in held], [t for i, t in enumerate(tasks) if i in held]
+
+
+def base_rate(tasks: Sequence[Task]) -> float:
+    """The share of positives among the samples of all tasks."""
+    positives = sum(float(task.samples.labels.sum()) for task in tasks)
+    return positives / sum(len(task.samples) for task in tasks)
 
 
 def sampling_weights(tasks: list[Task], how: Literal["size", "sqrt", "uniform"]) -> npt.NDArray[np.float64]:

@@ -27,12 +27,12 @@ Results = Mapping[str, Sequence[RunResult]]
 _BINS = 6
 
 
-def draw_all(results: Results, summary: Summary, folder: Path, only: Collection[str] | None = None) -> list[Path]:
-    """Every figure, or those named, that the results have data for; returns the paths."""
+def draw_named(results: Results, summary: Summary, folder: Path, names: Collection[str]) -> list[Path]:
+    """The figures of these names that the results have data for; returns the paths."""
     written: list[Path] = []
     with styled():
         for name, draw in _FIGURES.items():
-            figure = draw(results, summary) if only is None or name in only else None
+            figure = draw(results, summary) if name in names else None
             if figure is not None:
                 written += save(figure, folder, name)
     return written

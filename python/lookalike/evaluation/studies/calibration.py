@@ -22,7 +22,7 @@ from lookalike.errors import InternalError, InvalidInput
 from lookalike.evaluation.metrics import TOP_SHARE
 from lookalike.evaluation.observations import Calibration, Forecast
 from lookalike.evaluation.protocol import Answers
-from lookalike.evaluation.studies.trained import RUN, Trained
+from lookalike.evaluation.studies.trained import Trained
 from lookalike.evaluation.systems.lookalike import Lookalike
 from lookalike.evaluation.systems.registry import OURS
 from lookalike.evaluation.systems.system import SeededCampaign, Tick
@@ -46,8 +46,8 @@ def measure(trained: Trained) -> Calibration:
         raise InternalError(f"{system.title} makes no audiences")
     exam, bench = trained.exam, trained.bench
     expander = _expander(system.checkpoint, trained)
-    count = min(CAMPAIGNS, len(exam.campaigns))
-    chosen = np.sort(np.random.default_rng(RUN).choice(len(exam.campaigns), count, replace=False))
+    chosen = trained.some(CAMPAIGNS)
+    count = len(chosen)
     tick = trained.tick("calibration")
     forecasts = []
     for number, index in enumerate(chosen):
@@ -79,7 +79,7 @@ def _forecast(
 ) -> Forecast | None:
     """None: there are too few seeds to be expanded, or nobody but seeds came later."""
     pool = expander.pool
-    seeds = campaign.seeds.rows[campaign.seeds.labels > 0]
+    seeds = campaign.seeds.interested
     later = np.setdiff1d(campaign.candidates[answers.labels > 0], seeds)
     eligible = pool.num_users - len(seeds)
     k = int(TOP_SHARE * eligible)

@@ -36,9 +36,7 @@ def measure(trained: Trained) -> Convergence:
         InternalError: a system cannot be followed. Whatever else systems raise. Cancelled.
     """
     exam = trained.exam
-    count = min(CAMPAIGNS, len(exam.campaigns))
-    chosen = np.sort(np.random.default_rng(RUN).choice(len(exam.campaigns), count, replace=False))
-    pairs = [(exam.campaigns[index], exam.answers[index]) for index in chosen]
+    pairs = [(exam.campaigns[index], exam.answers[index]) for index in trained.some(CAMPAIGNS)]
     return Convergence(
         origin=trained.bench.origin(),
         settings=SETTINGS,

@@ -53,7 +53,7 @@ def _seen_by(trained: Trained, key: str) -> SeenBy:
     expertise, critics = [], []
     for number, campaign in enumerate(campaigns):
         tick(number, len(campaigns))
-        seen = system.mixture(campaign, campaign.seeds.rows[campaign.seeds.labels > 0])
+        seen = system.mixture(campaign, campaign.seeds.interested)
         expertise.append(seen.expertise.mean(0, dtype=np.float64))
         critics.append(seen.critics.mean(0, dtype=np.float64))
     tick(len(campaigns), len(campaigns))

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from lookalike.evaluation.bench import Bench
 from lookalike.evaluation.protocol import Exam
 from lookalike.evaluation.systems.registry import Factory
@@ -28,6 +31,11 @@ class Trained:
     def exam(self) -> Exam:
         """What run 0 asks. Its answers are looked at only."""
         return self.bench.protocol.exam(RUN)
+
+    def some(self, most: int) -> npt.NDArray[np.int64]:
+        """So many of the exam's campaigns at most: places of random ones, ascending, the same at every call."""
+        count = len(self.exam.campaigns)
+        return np.sort(np.random.default_rng(RUN).choice(count, min(most, count), replace=False))
 
     def get(self, key: str) -> tuple[System, Rates]:
         """A system of the registry or its like.

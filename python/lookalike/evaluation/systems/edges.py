@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from lookalike.errors import InvalidInput
 from lookalike.evaluation.systems.system import History
-from lookalike.model.baselines.bags import Bags
-from lookalike.model.features import FeatureEncoder
+from lookalike.model.bags import Entries
+from lookalike.model.baselines.pooled_fields import PooledFields
 from lookalike.training.tasks import Rows
 
 Booleans = npt.NDArray[np.bool_]
@@ -87,9 +87,9 @@ class Edges:
         found = self.rows[np.minimum(where, len(self.rows) - 1)] == rows
         return np.where(found, where, len(self.rows))
 
-    def encode(self, history: History, encoder: FeatureEncoder) -> Bags:
+    def encode(self, history: History, fields: PooledFields) -> Entries:
         """Features of the users that occur, in the order of `rows`."""
-        return Bags.of(encoder, history.pool.take(self.rows))
+        return fields.encode(history.pool.take(self.rows))
 
 
 def draws(count: int, samples: int, size: int, rng: np.random.Generator) -> Iterator[Rows]:
@@ -103,7 +103,7 @@ def draws(count: int, samples: int, size: int, rng: np.random.Generator) -> Iter
         yield batch
 
 
-def blocks(history: History, encoder: FeatureEncoder) -> Iterator[tuple[Rows, Bags]]:
+def blocks(history: History, fields: PooledFields) -> Iterator[tuple[Rows, Entries]]:
     """Rows and features of the whole pool, in row order."""
     for start, columns in history.pool.blocks(BLOCK):
-        yield np.arange(start, start + columns.length), Bags.of(encoder, columns)
+        yield np.arange(start, start + columns.length), fields.encode(columns)

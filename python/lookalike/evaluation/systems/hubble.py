@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lookalike.dataset.layout import CampaignId
 from lookalike.errors import InvalidInput
 from lookalike.evaluation.systems.edges import Edges, blocks, draws
+from lookalike.evaluation.systems.fit_heads import HeadSettings, Lesson, Teacher, fit_heads, follow
 from lookalike.evaluation.systems.system import (
     LEARNING_RATES,
     History,
@@ -30,8 +31,6 @@ from lookalike.evaluation.systems.system import (
     Tick,
     Underway,
 )
-from lookalike.evaluation.systems.together import HeadSettings, Lesson, Teacher, fit_together, follow, split
-from lookalike.model.baselines.bags import Bags
 from lookalike.model.baselines.graph import FanOut, LikeGraph, Sight
 from lookalike.model.baselines.heads import log_odds
 from lookalike.model.baselines.hubble import Frozen, GraphModel
@@ -100,8 +99,8 @@ class Hubble:
         generator = torch.Generator().manual_seed(seed)
         columns = EncodedColumns.concat([task.features for task in history.tasks])
         graph = LikeGraph.of(
-            edges.encode(history, model.user_fields.encoder),
-            Bags.of(model.campaign_fields.encoder, columns),
+            edges.encode(history, model.user_fields),
+            model.campaign_fields.encode(columns),
             (torch.from_numpy(edges.users[edges.likes]), torch.from_numpy(edges.campaigns[edges.likes])),
             generator,
         )
@@ -110,7 +109,7 @@ class Hubble:
         self._pool = history.pool
         self._frozen = Frozen(model, graph, settings.fan_out)
         parts = []
-        for rows, users in blocks(history, model.user_fields.encoder):
+        for rows, users in blocks(history, model.user_fields):
             tick(samples, samples)
             parts.append(self._frozen.users(users, torch.from_numpy(edges.find(rows))))
         self._vectors = torch.cat(parts)  # [users of the pool, width]
@@ -125,7 +124,7 @@ class Hubble:
         started = time.perf_counter()
         lessons = [self.lesson(campaign, seed) for campaign in campaigns]
         preparing = (time.perf_counter() - started) / max(1, len(lessons))
-        fitted = fit_together(self._vectors, lessons, rates.online, self.settings.heads, tick)
+        fitted = fit_heads(self._vectors, lessons, rates.online, self.settings.heads, tick)
         for campaign, head in zip(campaigns, fitted, strict=True):
             scores = head.scores(self._vectors[torch.from_numpy(campaign.candidates)])
             yield Ranking(scores.double().numpy(), preparing + head.seconds, head.samples, head.losses)
@@ -163,15 +162,16 @@ class Hubble:
         """What a campaign's head is to learn from; with a teacher where it distils."""
         # By its id, so that a campaign is the same whichever come with it.
         rng = np.random.default_rng([seed, _number(campaign.campaign_id)])
-        train, held_out = split(campaign.seeds, self.settings.heads.held_out, rng)
-        teacher = self._teacher(campaign, train, seed) if self.settings.distillation > 0 else None
-        return Lesson(train, held_out, rng, teacher)
+        lesson = Lesson.of(campaign.seeds, self.settings.heads.held_out, rng)
+        if self.settings.distillation > 0:
+            lesson = replace(lesson, teacher=self._teacher(campaign, lesson.train, seed))
+        return lesson
 
     def _teacher(self, campaign: SeededCampaign, train: Samples, seed: int) -> Teacher:
         """The graph model with the campaign in its graph: an edge for each seed that its head learns from."""
-        seeds = train.rows[train.labels > 0][: self.settings.fan_out.users]
-        fans = Bags.of(self._frozen.model.user_fields.encoder, self._pool.take(seeds))
-        features = Bags.of(self._frozen.model.campaign_fields.encoder, campaign.features)
+        seeds = train.interested[: self.settings.fan_out.users]
+        fans = self._frozen.model.user_fields.encode(self._pool.take(seeds))
+        features = self._frozen.model.campaign_fields.encode(campaign.features)
         vector = self._frozen.campaign(features, fans, torch.from_numpy(self._edges.find(seeds)))
         count = min(self.settings.teaching_users, len(self._vectors))
         rows = np.random.default_rng(seed).choice(len(self._vectors), count, replace=False)

@@ -18,7 +18,6 @@ from lookalike.evaluation.systems.networks import (
     PUBLISHED,
     NetworkSystem,
     Recipe,
-    base_rate,
     campaign_encoder,
     copies,
 )
@@ -28,6 +27,7 @@ from lookalike.model.metaheac_stack import StackedMetaHeac
 from lookalike.model.stacked import Campaigns, UserFields, Users
 from lookalike.training.general import General
 from lookalike.training.meta import Trainer
+from lookalike.training.pretraining import start_at_base_rate
 from lookalike.training.tasks import Rows
 
 # The paper's alpha of 0.001 is on the sum over a support set of 512; ours is on its mean.
@@ -46,9 +46,7 @@ class MetaHeacSystem(NetworkSystem):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = MetaHeac(history.pool.schema, history.campaign_schema, self.config)
-        share = base_rate(history)
-        with torch.no_grad():
-            model.critics.bias.fill_(math.log(share / (1 - share)))
+        start_at_base_rate(model, history.tasks)
         trainer = Trainer(model, meta_config(rates, seed), history.pool, list(history.tasks))
         seen = step = 0
         while seen < samples:
@@ -89,7 +87,6 @@ def meta_config(rates: Rates, seed: int) -> TrainingConfig:
     return replace(
         TrainingConfig(),
         inner_lr=ALPHA,
-        learn_inner_rates=False,
         outer_lr=rates.offline,
         second_order=True,
         task_sampling="size",

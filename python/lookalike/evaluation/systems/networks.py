@@ -33,10 +33,10 @@ from lookalike.model.baselines.shared_bottom import SharedBottom
 from lookalike.model.stacked import Network, UserFields
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import FeatureSchema
+from lookalike.training.adapt_networks import NewCampaign, OnlineConfig, OwnNetwork, adapt_networks, follow
 from lookalike.training.general import CampaignEncoder, General, new_table
 from lookalike.training.mixed import MixedConfig, train_mixed
-from lookalike.training.tasks import Rows
-from lookalike.training.together import NewCampaign, OnlineConfig, OwnNetwork, adapt_together, follow
+from lookalike.training.tasks import Rows, base_rate
 
 # The published network: k = 16, 64, 64, 1, no linear term; n and m as in the authors' code.
 PUBLISHED = ModelConfig(wide=False, num_experts=8, num_critics=5)
@@ -92,7 +92,7 @@ class NetworkSystem:
         rng = np.random.default_rng(seed)
         users = UserFields(history.pool.schema)
         network = self.recipe.build(users, history.campaign_schema, self.config).draw([rng])
-        start_at(network, np.array([base_rate(history)]))
+        start_at(network, np.array([base_rate(history.tasks)]))
         give_heads(network, len(history.tasks))
         table = new_table(users, self.config.embedding_dim, self.config.embedding_init_std, rng)
         general = General(self.config, network, table, users, campaign_encoder(history))
@@ -110,11 +110,11 @@ class NetworkSystem:
         """See `System`.
 
         Raises:
-            FailedPrecondition: `pretrain` has not come first. InvalidInput: as `adapt_together`.
+            FailedPrecondition: `pretrain` has not come first. InvalidInput: as `adapt_networks`.
         """
         general, pool = self.trained()
         answers: dict[int, Ranking] = {}
-        for position, own in adapt_together(
+        for position, own in adapt_networks(
             general,
             pool,
             [_new(campaign, seed) for campaign in campaigns],
@@ -169,12 +169,6 @@ def _scores(own: OwnNetwork, general: General, pool: Pool, rows: Rows) -> Floats
 def campaign_encoder(history: History) -> CampaignEncoder:
     """Encodes campaigns; ids that none of the training campaigns has are unknown."""
     return CampaignEncoder(history.campaign_schema, [task.features for task in history.tasks])
-
-
-def base_rate(history: History) -> float:
-    """The share of positives among the training campaigns' samples."""
-    positives = sum(float(task.samples.labels.sum()) for task in history.tasks)
-    return positives / sum(len(task.samples) for task in history.tasks)
 
 
 @torch.no_grad()

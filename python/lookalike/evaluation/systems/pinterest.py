@@ -16,7 +16,7 @@ from torch import nn
 from lookalike.errors import EmptySeeds, InvalidInput
 from lookalike.evaluation.systems.edges import Edges, blocks, draws
 from lookalike.evaluation.systems.system import LEARNING_RATES, History, Ranking, Rates, SeededCampaign, Spent, Tick
-from lookalike.model.baselines.bags import Bags
+from lookalike.model.bags import Entries
 from lookalike.model.baselines.pinterest import Densities, Hashes, TopicModel, Vectors, hinge_loss
 from lookalike.training.tasks import Rows
 
@@ -79,7 +79,7 @@ class Pinterest:
                 init_std=settings.init_std,
             )
         rng = np.random.default_rng(seed)
-        users = edges.encode(history, self.model.fields.encoder)
+        users = edges.encode(history, self.model.fields)
         for done in self._steps(edges, users, samples, rates.offline, rng):
             tick(done, samples)
         vectors = self._embed(history, lambda: tick(samples, samples))
@@ -104,7 +104,7 @@ class Pinterest:
         for number, campaign in enumerate(campaigns):
             tick(number, len(campaigns))
             started = time.perf_counter()
-            seeds = campaign.seeds.rows[campaign.seeds.labels > 0]
+            seeds = campaign.seeds.interested
             if len(seeds) == 0:
                 raise EmptySeeds(f"campaign {campaign.campaign_id} has no seed in the pool; give one at least")
             of_seeds = self.densities.of_seeds(self.regions[seeds])
@@ -112,7 +112,9 @@ class Pinterest:
             yield Ranking(self.densities.scores(of_seeds, self.regions[campaign.candidates]), seconds, samples=0)
         tick(len(campaigns), len(campaigns))
 
-    def _steps(self, edges: Edges, users: Bags, samples: int, rate: float, rng: np.random.Generator) -> Iterator[int]:
+    def _steps(
+        self, edges: Edges, users: Entries, samples: int, rate: float, rng: np.random.Generator
+    ) -> Iterator[int]:
         """Train by a step each time; yields the samples seen."""
         optimizer = torch.optim.Adam(self.model.parameters(), lr=rate, fused=True)
         topics, done = self.model.topics, 0
@@ -120,7 +122,7 @@ class Pinterest:
             user, liked, other = beside_others(edges, edges.likes[drawn], len(topics), rng)
             if len(user):
                 loss = hinge_loss(
-                    self.model(users.take(torch.from_numpy(user))),
+                    self.model(users.take(user)),
                     nn.functional.embedding(torch.from_numpy(liked), topics),
                     nn.functional.embedding(torch.from_numpy(other), topics),
                     self.settings.margin,
@@ -134,7 +136,7 @@ class Pinterest:
     @torch.no_grad()
     def _embed(self, history: History, beat: Callable[[], None]) -> Vectors:
         parts = []
-        for _, users in blocks(history, self.model.fields.encoder):
+        for _, users in blocks(history, self.model.fields):
             beat()
             parts.append(self.model(users).numpy())
         vectors: Vectors = np.concatenate(parts)

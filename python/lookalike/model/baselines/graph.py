@@ -1,6 +1,6 @@
 """Who liked what as neighbour lists, and draws from them of a fixed number of neighbours, some edges hidden.
 
-Knows bags of features; nothing of networks.
+Knows rows of features; nothing of networks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lookalike.model.baselines.bags import Bags, starts_of
+from lookalike.model.bags import Entries
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Neighbours:
         """From edges between `count` nodes and others, `[edges]` each, one at least."""
         shuffled = torch.randperm(len(nodes), generator=generator)
         order = shuffled[torch.argsort(nodes[shuffled], stable=True)]
-        return Neighbours(starts_of(torch.bincount(nodes, minlength=count)), others[order])
+        degrees = torch.bincount(nodes, minlength=count)
+        return Neighbours(torch.nn.functional.pad(degrees.cumsum(0), (1, 0)), others[order])
 
     def first(self, nodes: Tensor, fan_out: int) -> Drawn:
         """The same `fan_out` neighbours at every call, or all where there are no more."""
@@ -71,13 +72,13 @@ class LikeGraph:
         of_campaign: users who liked each campaign.
     """
 
-    users: Bags
-    campaigns: Bags
+    users: Entries
+    campaigns: Entries
     of_user: Neighbours
     of_campaign: Neighbours
 
     @staticmethod
-    def of(users: Bags, campaigns: Bags, likes: tuple[Tensor, Tensor], generator: torch.Generator) -> LikeGraph:
+    def of(users: Entries, campaigns: Entries, likes: tuple[Tensor, Tensor], generator: torch.Generator) -> LikeGraph:
         """`likes` are the edges: users and the campaigns they liked, `[edges]` each, one at least."""
         fans, liked = likes
         return LikeGraph(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lookalike.model.baselines.bags import Bags, PooledFields
+from lookalike.model.bags import Entries
 from lookalike.model.baselines.graph import Drawn, FanOut, LikeGraph, Sight
+from lookalike.model.baselines.pooled_fields import PooledFields
 from lookalike.schema import FeatureSchema
 
 
@@ -59,12 +60,12 @@ class GraphModel(nn.Module):
         self.campaign_layers = nn.ModuleList([Attention(width), Attention(width)])
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def start_users(self, users: Bags) -> Tensor:
+    def start_users(self, users: Entries) -> Tensor:
         """h0 of users, `[users, width]`."""
         h0: Tensor = self.user_start(self.user_fields(users))
         return h0
 
-    def start_campaigns(self, campaigns: Bags) -> Tensor:
+    def start_campaigns(self, campaigns: Entries) -> Tensor:
         """h0 of campaigns but for their own embeddings, `[campaigns, width]`."""
         h0: Tensor = self.campaign_start(self.campaign_fields(campaigns))
         return h0
@@ -93,11 +94,11 @@ class GraphModel(nn.Module):
         seen, place = torch.unique(torch.cat([asked, liked.others.reshape(-1)]), return_inverse=True)
         fans = sight.users_of(seen)
         with torch.no_grad():
-            fans0 = self.start_users(graph.users.take(fans.others.reshape(-1)))  # [seen * fan_out, width]
+            fans0 = self.start_users(graph.users.take(fans.others.reshape(-1).numpy()))  # [seen * fan_out, width]
         number = torch.arange(len(fans0)).view_as(fans.others)
         campaigns1 = self.first(self.campaign_layers[0], campaigns0[seen], fans0, Drawn(number, fans.present))
 
-        users0 = self.start_users(graph.users.take(sight.users))
+        users0 = self.start_users(graph.users.take(sight.users.numpy()))
         users1 = self.first(self.user_layers[0], users0, campaigns0, liked)
         near = Drawn(place[len(asked) :].view_as(liked.others), liked.present)
         users2 = self.user_layers[1](users1, campaigns1, near)
@@ -124,13 +125,13 @@ class Frozen:
         self.fan_out = fan_out
         fans = graph.of_campaign.first(torch.arange(len(graph.campaigns)), fan_out.users)
         # A campaign at a time: all their users' features at once would be far more than the result.
-        fans0 = torch.cat([model.start_users(graph.users.take(users)) for users in fans.others])
+        fans0 = torch.cat([model.start_users(graph.users.take(users)) for users in fans.others.numpy()])
         near = Drawn(torch.arange(len(fans0)).view_as(fans.others), fans.present)
         self.campaigns0 = model.start_campaigns(graph.campaigns) + model.known
         self.campaigns1 = model.first(model.campaign_layers[0], self.campaigns0, fans0, near)
 
     @torch.no_grad()
-    def users(self, users: Bags, nodes: Tensor) -> Tensor:
+    def users(self, users: Entries, nodes: Tensor) -> Tensor:
         """h2 `[users, width]`; `nodes` `[users]` are their numbers in the graph, or the one beyond for a stranger."""
         near = self.graph.of_user.first(nodes, self.fan_out.campaigns)
         _, users1 = self._early(users, near)
@@ -138,7 +139,7 @@ class Frozen:
         return h2
 
     @torch.no_grad()
-    def campaign(self, campaign: Bags, fans: Bags, nodes: Tensor) -> Tensor:
+    def campaign(self, campaign: Entries, fans: Entries, nodes: Tensor) -> Tensor:
         """h2 `[width]` of a new campaign from its features (one row) and users who like it, as `users` has them."""
         fans0, fans1 = self._early(fans, self.graph.of_user.first(nodes, self.fan_out.campaigns))
         all_of_them = Drawn(torch.arange(len(nodes)).unsqueeze(0), torch.ones(1, len(nodes), dtype=torch.bool))
@@ -146,7 +147,7 @@ class Frozen:
         h2: Tensor = layers[1](self.model.first(layers[0], start, fans0, all_of_them), fans1, all_of_them)
         return h2.squeeze(0)
 
-    def _early(self, users: Bags, near: Drawn) -> tuple[Tensor, Tensor]:
+    def _early(self, users: Entries, near: Drawn) -> tuple[Tensor, Tensor]:
         users0 = self.model.start_users(users)
         return users0, self.model.first(self.model.user_layers[0], users0, self.campaigns0, near)
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lookalike.model.baselines.bags import Bags, PooledFields
+from lookalike.model.bags import Entries
+from lookalike.model.baselines.pooled_fields import PooledFields
 from lookalike.schema import FeatureSchema
 
 Vectors = npt.NDArray[np.float32]
@@ -28,7 +29,7 @@ class TopicModel(nn.Module):
         self.tower = nn.Sequential(nn.Linear(self.fields.width, hidden), nn.ReLU(), nn.Linear(hidden, width))
         self.topics = nn.Parameter(torch.randn(topics, width) * init_std)
 
-    def forward(self, users: Bags) -> Tensor:
+    def forward(self, users: Entries) -> Tensor:
         """u, `[users, width]`."""
         vectors: Tensor = self.tower(self.fields(users))
         return vectors

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lookalike.evaluation.metrics import auc
 from lookalike.evaluation.systems.system import Tick
 from lookalike.model.baselines.heads import Heads, log_odds
+from lookalike.training.stratified import split
 from lookalike.training.tasks import Labels, Rows, Samples
 
 # Heads side by side. From 8 to 64 it makes no difference; one at a time takes 1.6 times as long where campaigns are
@@ -60,6 +61,12 @@ class Lesson:
     rng: np.random.Generator
     teacher: Teacher | None = None
 
+    @staticmethod
+    def of(samples: Samples, held_out: float, rng: np.random.Generator) -> Lesson:
+        """Of a campaign's samples, with a share of each label held out, one at least."""
+        learnt, held = split(samples.labels, lambda count: max(1, round(held_out * count)), rng)
+        return Lesson(samples.take(learnt), samples.take(held), rng)
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -75,18 +82,7 @@ class Fitted:
         return log_odds(self.parameters, vectors.unsqueeze(0)).squeeze(0)
 
 
-def split(samples: Samples, share: float, rng: np.random.Generator) -> tuple[Samples, Samples]:
-    """Samples to learn from and `share` of each label held out; of a label with a single sample both have that."""
-    learnt, held = [], []
-    for label in (0, 1):
-        index = rng.permutation(np.flatnonzero(samples.labels == label))
-        count = max(1, round(share * len(index)))
-        held.append(index[:count])
-        learnt.append(index[count:] if len(index) > 1 else index)
-    return samples.take(np.concatenate(learnt)), samples.take(np.concatenate(held))
-
-
-def fit_together(
+def fit_heads(
     vectors: Tensor, lessons: Sequence[Lesson], rate: float, settings: HeadSettings, tick: Tick
 ) -> Iterator[Fitted]:
     """Heads in the order of their lessons; each is what it would be without the others, up to rounding.
@@ -109,7 +105,7 @@ def fit_together(
 
 
 def follow(vectors: Tensor, lesson: Lesson, rate: float, settings: HeadSettings) -> Iterator[list[Tensor]]:
-    """The steps that `fit_together` takes for one lesson, to look at them: parameters before the first, after each."""
+    """The steps that `fit_heads` takes for one lesson, to look at them: parameters before the first, after each."""
     learner = _Learner(lesson, settings)
     heads = _heads(vectors, [learner], rate)
     yield heads.of(0)

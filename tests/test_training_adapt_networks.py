@@ -20,17 +20,17 @@ from lookalike.model.baselines.mlp import Mlp
 from lookalike.model.baselines.mmoe import Mmoe
 from lookalike.model.stacked import Campaigns, Network, UserFields, Users
 from lookalike.pool.snapshot import Pool
+from lookalike.training.adapt_networks import (
+    Customised,
+    NewCampaign,
+    OnlineConfig,
+    adapt_networks,
+    follow,
+)
 from lookalike.training.general import CampaignEncoder, EncodedUsers, General, new_table
 from lookalike.training.mixed import MixedConfig, train_mixed
 from lookalike.training.row_adam import RowAdam
 from lookalike.training.tasks import Samples, Task
-from lookalike.training.together import (
-    Customised,
-    NewCampaign,
-    OnlineConfig,
-    adapt_together,
-    follow,
-)
 
 CONFIG = ModelConfig(embedding_dim=4, num_experts=2, hidden=(8, 8), gate_hidden=8, wide=False)
 NOBODY = np.zeros(0, np.int64)
@@ -68,7 +68,7 @@ def adapted(
     def start(rngs: Sequence[np.random.Generator], shares: npt.NDArray[np.float64]) -> Network:
         return general.network.take([0] * len(rngs))
 
-    done = dict(adapt_together(general, pool, campaigns, start, frozen, config, lambda done, total: None))
+    done = dict(adapt_networks(general, pool, campaigns, start, frozen, config, lambda done, total: None))
     return [done[position] for position in range(len(campaigns))]
 
 
@@ -221,7 +221,7 @@ def test_it_stops_when_asked(general: General, pool: Pool, tasks: list[Task]) ->
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        for _ in adapt_together(
+        for _ in adapt_networks(
             general,
             pool,
             new_campaigns(tasks),

@@ -8,11 +8,9 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lookalike.evaluation.metrics import auc
-from lookalike.evaluation.systems.together import Fitted, HeadSettings, Lesson, Teacher, fit_together, follow, split
+from lookalike.evaluation.systems.fit_heads import Fitted, HeadSettings, Lesson, Teacher, fit_heads, follow
 from lookalike.model.baselines.heads import Heads
 from lookalike.training.tasks import Samples
 
@@ -31,7 +29,7 @@ def lesson(number: int, size: int, vectors: torch.Tensor, teacher: Teacher | Non
     way = rng.standard_normal(vectors.shape[1])
     liking = vectors.numpy()[rows] @ way + 0.5 * rng.standard_normal(size)
     samples = Samples(rows, (liking > np.quantile(liking, 0.7)).astype(np.float32))
-    return Lesson(*split(samples, 0.2, rng), rng, teacher)
+    return dataclasses.replace(Lesson.of(samples, 0.2, rng), teacher=teacher)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +48,11 @@ def test_together_is_as_alone(vectors: torch.Tensor, monkeypatch: pytest.MonkeyP
         keep(heads, numbers)
 
     monkeypatch.setattr(Heads, "keep", counted)
-    monkeypatch.setattr("lookalike.evaluation.systems.together.TOGETHER", 5)
-    many = list(fit_together(vectors, [lesson(*z, vectors) for z in enumerate(sizes)], 0.02, HEADS, no_tick))
+    monkeypatch.setattr("lookalike.evaluation.systems.fit_heads.TOGETHER", 5)
+    many = list(fit_heads(vectors, [lesson(*z, vectors) for z in enumerate(sizes)], 0.02, HEADS, no_tick))
     assert kept  # some went on without the others
     for number, (size, fitted) in enumerate(zip(sizes, many, strict=True)):
-        (alone,) = fit_together(vectors, [lesson(number, size, vectors)], 0.02, HEADS, no_tick)
+        (alone,) = fit_heads(vectors, [lesson(number, size, vectors)], 0.02, HEADS, no_tick)
         assert alone.samples == fitted.samples
         np.testing.assert_allclose(fitted.losses, alone.losses, rtol=1e-4)
         for ours, theirs in zip(fitted.parameters, alone.parameters, strict=True):
@@ -63,11 +61,11 @@ def test_together_is_as_alone(vectors: torch.Tensor, monkeypatch: pytest.MonkeyP
 
 def test_the_best_epoch_is_kept_and_patience_ends(vectors: torch.Tensor) -> None:
     one = lesson(0, 300, vectors)
-    (fitted,) = fit_together(vectors, [one], 0.02, dataclasses.replace(HEADS, max_epochs=100), no_tick)
+    (fitted,) = fit_heads(vectors, [one], 0.02, dataclasses.replace(HEADS, max_epochs=100), no_tick)
     assert HEADS.patience < len(fitted.losses) < 100
     until_best = len(fitted.losses) - HEADS.patience
     short = dataclasses.replace(HEADS, max_epochs=until_best)
-    (best,) = fit_together(vectors, [lesson(0, 300, vectors)], 0.02, short, no_tick)
+    (best,) = fit_heads(vectors, [lesson(0, 300, vectors)], 0.02, short, no_tick)
     for ours, theirs in zip(fitted.parameters, best.parameters, strict=True):
         torch.testing.assert_close(ours, theirs)
     held_out = one.held_out
@@ -75,21 +73,9 @@ def test_the_best_epoch_is_kept_and_patience_ends(vectors: torch.Tensor) -> None
 
 
 def test_a_head_that_diverges_stays_as_it_began(vectors: torch.Tensor) -> None:
-    (fitted,) = fit_together(vectors, [lesson(0, 300, vectors)], 1e30, HEADS, no_tick)
+    (fitted,) = fit_heads(vectors, [lesson(0, 300, vectors)], 1e30, HEADS, no_tick)
     assert len(fitted.losses) == HEADS.patience
     assert bool(torch.isfinite(fitted.scores(vectors)).all())
-
-
-@given(st.lists(st.booleans(), min_size=2).filter(lambda labels: any(labels) and not all(labels)))
-def test_a_fifth_of_each_label_is_held_out(labels: list[bool]) -> None:
-    samples = Samples(np.arange(len(labels)), np.array(labels, np.float32))
-    train, held_out = split(samples, 0.2, np.random.default_rng(0))
-    for label in (0, 1):
-        count = int(np.count_nonzero(samples.labels == label))
-        learnt, held = (set(s.rows[s.labels == label].tolist()) for s in (train, held_out))
-        assert len(held) == max(1, round(0.2 * count))
-        assert len(learnt | held) == count
-        assert learnt.isdisjoint(held) == (count > 1)
 
 
 def test_a_teacher_pulls_the_student(vectors: torch.Tensor) -> None:
@@ -106,7 +92,7 @@ def test_a_teacher_pulls_the_student(vectors: torch.Tensor) -> None:
     divergences = []
     for weight in (0.0, 0.5, 1.0):
         teacher = Teacher(weight, rows, probabilities)
-        (fitted,) = fit_together(vectors, [lesson(4, 300, vectors, teacher)], 0.02, settings, no_tick)
+        (fitted,) = fit_heads(vectors, [lesson(4, 300, vectors, teacher)], 0.02, settings, no_tick)
         divergences.append(divergence(fitted))
     assert divergences[0] > 2 * divergences[1] > 2 * divergences[2]
 
@@ -114,7 +100,7 @@ def test_a_teacher_pulls_the_student(vectors: torch.Tensor) -> None:
 def test_what_is_followed_is_what_is_fitted(vectors: torch.Tensor) -> None:
     """After as many steps as an epoch has, the head that a first epoch leaves; and it goes on after that."""
     settings = dataclasses.replace(HEADS, max_epochs=1)
-    (fitted,) = fit_together(vectors, [lesson(0, 300, vectors)], 0.02, settings, no_tick)
+    (fitted,) = fit_heads(vectors, [lesson(0, 300, vectors)], 0.02, settings, no_tick)
     one = lesson(0, 300, vectors)
     count = len(list(one.train.batches(settings.batch)))
     heads = list(islice(follow(vectors, one, 0.02, settings), count + 2))

@@ -1,4 +1,4 @@
-"""Adaptation of many campaigns at once: each gets what it would get alone, in a fraction of the time.
+"""Adaptation of many campaigns' networks at once: each gets what it would get alone, in a fraction of the time.
 
 Campaigns of nearly one size advance in step, a batch of each at a time, their parameters stacked. Knows stacked
 networks and the pool; knows nothing of systems or of what comes after the seeds.
@@ -25,6 +25,7 @@ from lookalike.model.stacked import Campaigns, Network, Users, ids_of
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import EncodedColumns
 from lookalike.training.general import General, Occurring
+from lookalike.training.stratified import Index, split
 from lookalike.training.tasks import Samples
 
 # Campaigns in a stack: enough that calling the library costs little beside what it computes, few enough that what a
@@ -33,7 +34,6 @@ GROUP = 4
 # Users of a campaign that are scored at once, for the same reason.
 _SCORED_AT_ONCE = 2048
 
-Index = npt.NDArray[np.int64]
 Start = Callable[[Sequence[np.random.Generator], npt.NDArray[np.float64]], Network]
 """The network campaigns start from, a copy for each generator; given also the share of positives of each, `[C]`."""
 
@@ -108,7 +108,7 @@ class Customised(OwnNetwork):
     seconds: float
 
 
-def adapt_together(
+def adapt_networks(
     general: General,
     pool: Pool,
     campaigns: Sequence[NewCampaign],
@@ -144,13 +144,13 @@ def adapt_together(
 def follow(
     general: General, pool: Pool, campaign: NewCampaign, start: Start, frozen: Sequence[str], config: OnlineConfig
 ) -> tuple[Index, Iterator[OwnNetwork]]:
-    """The steps that `adapt_together` takes for one campaign, to look at them; nothing stops them.
+    """The steps that `adapt_networks` takes for one campaign, to look at them; nothing stops them.
 
     Returns:
         Which of the campaign's samples it learns from, and its network before the first step and after each.
 
     Raises:
-        InvalidInput: as `adapt_together`.
+        InvalidInput: as `adapt_networks`.
     """
     group = _Group([_Member(campaign, pool, general, config)], general, start, frozen, config)
 
@@ -165,11 +165,11 @@ def follow(
 
 
 def _num_batches(seeds: Samples, config: OnlineConfig) -> int:
-    training = len(seeds) - sum(_held_out(int((seeds.labels == label).sum()), config.parts) for label in (0, 1))
+    training = len(seeds) - sum(_held_out(config.parts, int((seeds.labels == label).sum())) for label in (0, 1))
     return max(1, round(training / config.batch_size))
 
 
-def _held_out(count: int, parts: int) -> int:
+def _held_out(parts: int, count: int) -> int:
     if count < 2:
         raise InvalidInput(
             "a campaign needs at least two seeds and two negatives: one of each is held out", field="seeds"
@@ -212,7 +212,7 @@ class _Member:
         self.narrow, broad = general.users.encode(pool.take(campaign.seeds.rows))
         occurring = Occurring(broad, len(general.broad))
         self.broad, self.rows = occurring.entries, occurring.rows
-        self.train, self.held_out = self._split(config.parts)
+        self.train, self.held_out = split(self.labels, partial(_held_out, config.parts), self.rng("split"))
         self.order = self.rng("order")
         self.losses: list[float] = []
         self.samples = 0
@@ -222,14 +222,6 @@ class _Member:
     def rng(self, purpose: str) -> np.random.Generator:
         """Random numbers of its own, so that they do not depend on who else is in the group."""
         return np.random.default_rng([*self.random_seed, ("split", "order", "start").index(purpose)])
-
-    def _split(self, parts: int) -> tuple[Index, Index]:
-        """Indices to train on and to hold out, stratified."""
-        rng = self.rng("split")
-        by_label = [rng.permutation(np.flatnonzero(self.labels == label)) for label in (0, 1)]
-        cuts = [_held_out(len(index), parts) for index in by_label]
-        train = np.concatenate([index[cut:] for index, cut in zip(by_label, cuts, strict=True)])
-        return train, np.concatenate([index[:cut] for index, cut in zip(by_label, cuts, strict=True)])
 
     def result(self, seconds_a_sample: float) -> Customised:
         assert self.best is not None
