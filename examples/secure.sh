@@ -31,6 +31,7 @@ lookalike token create --tenant shop --scope expand --scope read --expires 90d -
 
 # The service says its address when it is ready.
 exec 3< <(exec lookalike serve --checkpoint "$checkpoint" --pool "$pool" --set "$data" --set service.listen=127.0.0.1:0 \
+  --set service.metrics_listen=127.0.0.1:0 \
   --set "service.tls_certificate=$PWD/server.pem" --set "service.tls_key=$PWD/server.key" \
   --set "service.tls_client_ca=$PWD/ca.pem" "$@" 2>serve.log)
 service=$!

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.utils.util import PredictionException
 
-from lookalike import __version__, errors
+from lookalike import __version__, errors, logs
 from lookalike.config import Config, parse
 from lookalike.runtime.execute import Executor
 from lookalike.runtime.heartbeat import Heartbeat
@@ -41,7 +42,7 @@ CODES: Mapping[type[errors.LookalikeError], int] = {
     errors.Unavailable: 503,
 }
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("lookalike.handler")
 
 
 class ExpansionHandler:
@@ -53,6 +54,8 @@ class ExpansionHandler:
         properties = context.system_properties
         checkpoint = Path(properties["model_dir"])
         config = configuration(context.model_yaml_config, properties.get("gpu_id"))
+        # To where TorchServe's frontend reads what its workers have to say; the root logger stays TorchServe's own.
+        logs.configure(config.service.log_format, sys.stdout, logger="lookalike", level=logging.INFO)
         self.checkpoint_sha256 = fingerprint(checkpoint)
         self.executor = Executor(checkpoint, config)
 
@@ -62,21 +65,23 @@ class ExpansionHandler:
         context.set_response_header(0, "ts_stream_next", "false")
         if "ping" in data[0]:
             return [json.dumps({"version": __version__, "checkpoint": self.checkpoint_sha256})]
-        try:
-            self._expand(data[0], context)
-        except errors.LookalikeError as error:
-            raise prediction_exception(error) from error
-        except Exception as error:
-            incident = secrets.token_hex(4)
-            _log.exception("incident %s", incident)
-            message = f"{type(error).__name__} in the worker; its log tells more under incident {incident}"
-            raise prediction_exception(errors.InternalError(message, reason="WORKER_ERROR")) from error
+        with logs.bound():  # what is bound for a request ends with it
+            try:
+                self._expand(data[0], context)
+            except errors.LookalikeError as error:
+                raise prediction_exception(error) from error
+            except Exception as error:
+                incident = secrets.token_hex(4)
+                _log.exception("incident %s", incident)
+                message = f"{type(error).__name__} in the worker; its log tells more under incident {incident}"
+                raise prediction_exception(errors.InternalError(message, reason="WORKER_ERROR")) from error
         return [json.dumps({"finished": True})]
 
     def _expand(self, request: Mapping[str, Any], context: Any) -> None:
         if "job" not in request:
             raise errors.InvalidInput("a request holds 'job' or 'ping'", field="input")
         job = job_from_text(bytes(request["job"]))
+        logs.bind(operation=job.job_id, tenant=job.tenant, request_id=job.request_id)
         if "stream" not in request:  # a message before the last one would kill the frontend's side of this worker
             self.executor.run(job, lambda _: None, lambda: False)
             return

@@ -19,7 +19,7 @@ from serving import CHECKPOINT, config_for, write_audience
 from lookalike.errors import Cancelled
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.receipt import Progress, Receipt, Stage
-from lookalike.runtime.job import ExpansionJob, ProgressCallback
+from lookalike.runtime.job import ExpansionJob, ProgressCallback, RuntimeHealth
 from lookalike.service.server import serve
 
 
@@ -41,6 +41,9 @@ class WaitingRuntime:
         receipt = write_audience(job, Pool.open(job.pool).user_ids(np.arange(job.k)))
         self._note("end", job)
         return receipt
+
+    def health(self) -> RuntimeHealth:
+        return RuntimeHealth(up=True, workers_ready=self.capacity)
 
     async def ready(self) -> bool:
         return True

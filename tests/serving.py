@@ -19,7 +19,7 @@ from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import AUDIENCE_NAME, Audience, write_members, write_receipt
 from lookalike.retrieval.receipt import Adaptation, Progress, Receipt, SeedMatch, Stage
 from lookalike.runtime.execute import read_seeds
-from lookalike.runtime.job import ExpansionJob, ProgressCallback, Runtime
+from lookalike.runtime.job import ExpansionJob, ProgressCallback, Runtime, RuntimeHealth
 from lookalike.schema import FeatureSchema
 from lookalike.service.server import serve
 
@@ -122,6 +122,9 @@ class ScriptedRuntime:
         finally:
             self._count(-1)
 
+    def health(self) -> RuntimeHealth:
+        return RuntimeHealth(up=True, workers_ready=self.capacity)
+
     async def ready(self) -> bool:
         return True
 
@@ -145,6 +148,7 @@ def config_for(data_dir: Path, **service: object) -> Config:
         "data_dir": data_dir,
         "database_url": DATABASE_URL,
         "shutdown_grace_seconds": 2.0,
+        "metrics_listen": "",
         "insecure": True,
     }
     return Config(service=replace(ServiceConfig(), **{**defaults, **service}))
@@ -158,6 +162,7 @@ def front(
     *,
     checkpoint: str = CHECKPOINT,
     campaign_schema: FeatureSchema | None = None,
+    model_created: float | None = None,
 ) -> Iterator[Front]:
     """The front service, serving; `runtime` may be a factory of one that is started and stopped with it."""
     loop = asyncio.new_event_loop()
@@ -181,6 +186,7 @@ def front(
                 ready=ready,
                 stop=stop,
                 campaign_schema=campaign_schema,
+                model_created=model_created,
             )
 
     def run() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -400,6 +401,22 @@ def test_sigterm_ends_the_service_and_all_it_started(checkpoint: Path, sample_po
         assert server.stop() == 0
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
+
+
+def test_a_service_logs_json_and_shows_its_metrics(checkpoint: Path, sample_pool: Path, tmp_path: Path) -> None:
+    settings = [f"data_dir={tmp_path / 'data'}", "runtime=inprocess", "log_format=json"]
+    arguments = ["--checkpoint", str(checkpoint), "--pool", str(sample_pool), "--insecure"]
+    for setting in settings:
+        arguments += ["--set", f"service.{setting}"]
+    log = tmp_path / "serve.log"
+    with ServerProcess(arguments, log):
+        where = next(line for line in map(json.loads, log.read_text().splitlines()) if "/metrics" in line["message"])
+        with urllib.request.urlopen(where["message"].split()[-1], timeout=60) as answer:
+            shown = answer.read().decode()
+    assert "audience_queue_depth 0.0" in shown
+    assert "audience_model_age_seconds " in shown
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any(line["message"].startswith("shutting down") for line in lines)
 
 
 def test_a_service_stopped_while_it_starts_leaves_nothing(checkpoint: Path, sample_pool: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import socket
 import struct
 import sys
@@ -18,7 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", ResourceWarning)  # `ts` leaves a file open when it is imported
     from ts.context import Context, RequestProcessor
 
-from lookalike import errors
+from lookalike import errors, logs
 from lookalike.retrieval.receipt import Progress, Stage
 from lookalike.runtime.archive import handler_file
 from lookalike.runtime.job import ExpansionJob
@@ -26,6 +28,17 @@ from lookalike.runtime.wire import error_from_text, job_to_json
 
 sys.path.insert(0, str(handler_file().parent))
 import expansion
+
+
+@pytest.fixture
+def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """What the package logs as JSON meanwhile."""
+    stream = io.StringIO()
+    target = logging.getLogger("lookalike")
+    before = (list(target.handlers), target.level, target.propagate)
+    logs.configure("json", stream, logger="lookalike", level=logging.INFO)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    target.handlers[:], target.level, target.propagate = before
 
 
 class FakeExecutor:
@@ -253,3 +266,32 @@ def test_the_archives_settings() -> None:
     assert expansion.configuration(None, None).scoring.device == "auto"
     with pytest.raises(errors.InvalidInput, match="no_such"):
         expansion.configuration({"lookalike": {"scoring": {"no_such": 1}}}, None)
+
+
+def test_a_defect_is_logged_with_its_operation_and_nothing_more(
+    worker: Callable[..., Worker], lines: Callable[[], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    def crash(progress: Any, stopped: Any) -> None:
+        raise ZeroDivisionError("of the engine's")
+
+    job = ExpansionJob(
+        job_id="op",
+        campaign="c",
+        seeds=tmp_path / "seeds.parquet",
+        k=1,
+        pool=tmp_path,
+        output=tmp_path / "out",
+        cancel_flag=tmp_path / "cancel",
+        tenant="shop",
+        request_id="r",
+    )
+    it = worker(crash)
+    code, message, _ = it.request(job=json.dumps(job_to_json(job)).encode(), stream=b"1")
+    assert code == 500
+    (line,) = [line for line in lines() if line["logger"] == "lookalike.handler"]
+    assert (line["operation"], line["tenant"], line["request_id"]) == ("op", "shop", "r")
+    assert line["error"] == "ZeroDivisionError"
+    assert "of the engine's" in line["traceback"]
+    assert line["message"].split()[1] in message.decode()
+    logging.getLogger("lookalike.handler").warning("later")
+    assert "operation" not in lines()[-1]

@@ -121,12 +121,17 @@ async def test_a_defect_of_the_handler_is_no_reason_to_try_again(runtime: TorchS
 
 @module_loop
 async def test_a_worker_that_exits_is_unavailable_and_replaced(runtime: TorchServeRuntime, tmp_path: Path) -> None:
+    before = runtime.health().worker_restarts
     with pytest.raises(errors.Unavailable, match="Worker died") as caught:
         await runtime.run(job_of(tmp_path, "exit"), lambda step: None)
     assert caught.value.reason == "WORKER_DIED"
     job = job_of(tmp_path, "quick")
     write_audience(job, pa.array([5, 6]))
     await runtime.run(job, lambda step: None)
+    await until(lambda: runtime.health().worker_restarts > before)
+    await until(lambda: runtime.health().workers_ready == 2)
+    assert runtime.health().up
+    assert len(runtime.health().pids) >= 4  # leash, JVM, workers
 
 
 @module_loop
@@ -246,6 +251,7 @@ async def test_a_killed_jvm_ends_the_job_and_is_replaced(config: TorchServeConfi
         write_audience(job, pa.array([5]))
         await runtime.run(job, lambda step: None)
         assert runtime.pid not in (None, group)
+        assert (runtime.health().restarts, runtime.health().worker_restarts) == (1, 0)
 
 
 def test_nothing_outlives_a_front_killed_by_force(config: TorchServeConfig, tmp_path: Path) -> None:

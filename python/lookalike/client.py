@@ -29,6 +29,7 @@ import pyarrow as pa
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from lookalike.channel import open_channel
+from lookalike.client_tracing import traced
 from lookalike.errors import InvalidInput, Unavailable
 from lookalike.schema import FeatureValue
 from lookalike.service.status import from_rpc_error, from_status
@@ -66,8 +67,10 @@ class Client:
             InvalidInput, NotFound: as `open_channel`.
         """
         self._timeout = timeout
-        self._channel = open_channel(
-            address, token_file=token_file, ca_file=ca_file, certificate_file=certificate_file, key_file=key_file
+        self._channel = traced(
+            open_channel(
+                address, token_file=token_file, ca_file=ca_file, certificate_file=certificate_file, key_file=key_file
+            )
         )
         self._audiences = audience_pb2_grpc.AudienceServiceStub(self._channel)
         self._operations: Any = operations_pb2_grpc.OperationsStub(self._channel)

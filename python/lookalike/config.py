@@ -171,6 +171,10 @@ class ServiceConfig:
     max_message_mib: AtLeastOne = 64
     page_size: AtLeastOne = 1000
     shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 10.0
+    # Prometheus metrics over HTTP, at /metrics; empty: none. Another server on this machine needs another port.
+    metrics_listen: str = "127.0.0.1:8501"
+    log_format: Literal["text", "json"] = "text"
+    otlp_endpoint: str = ""  # where traces go, by gRPC: http://127.0.0.1:4317; empty: there are none
 
 
 @dataclass(frozen=True, kw_only=True)

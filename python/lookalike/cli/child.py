@@ -28,12 +28,13 @@ class ServerProcess:
     """`with ServerProcess(arguments, log) as server:` the service listens on `server.address` inside the block.
 
     Args:
-        arguments: what follows `lookalike serve`; the port defaults to any free one.
+        arguments: what follows `lookalike serve`; ports default to any free ones.
         log: file for the server's log.
     """
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         self._command = [sys.executable, "-m", "lookalike.cli", "serve", "--set", "service.listen=127.0.0.1:0"]
+        self._command += ["--set", "service.metrics_listen=127.0.0.1:0"]
         self._command += arguments
         self._log = log
         self._process: subprocess.Popen[str] | None = None

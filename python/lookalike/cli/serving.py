@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lookalike import logs
 from lookalike.cli.child import READY_LINE
 from lookalike.cli.options import CheckpointFolder, ConfigFile, Overrides, PoolFolder, configuration
 
@@ -52,9 +54,10 @@ def serve(
     from lookalike.service.endpoint import Endpoint
     from lookalike.training.checkpoint import fingerprint
 
-    logging.getLogger("lookalike").setLevel(logging.INFO)
     overrides = [*(overrides or ()), *(["service.insecure=true"] if insecure else ())]
     settings = configuration(config, overrides, checkpoint=checkpoint)
+    logs.configure(settings.service.log_format, sys.stderr, level=logging.getLogger().level)
+    logging.getLogger("lookalike").setLevel(logging.INFO)
     Endpoint(settings.service)  # says what is wrong with it now, and not when TorchServe runs
     name = fingerprint(checkpoint)
     if settings.service.runtime == "torchserve":
@@ -86,6 +89,7 @@ async def _serve(config: Config, checkpoint: Path, pool: Path, fingerprint: str)
             ready=ready,
             stop=stop,
             campaign_schema=read_campaign_schema(checkpoint),
+            model_created=(checkpoint / "checkpoint.json").stat().st_mtime,
         )
 
 
@@ -97,7 +101,9 @@ def _runtime(config: Config, checkpoint: Path, fingerprint: str) -> InProcessRun
     from lookalike.runtime.torchserve import TorchServeRuntime
 
     log_file = config.service.data_dir / "torchserve.log"
-    return TorchServeRuntime(config.torchserve, log_file=log_file, checkpoint=fingerprint)
+    return TorchServeRuntime(
+        config.torchserve, log_file=log_file, checkpoint=fingerprint, log_format=config.service.log_format
+    )
 
 
 async def _unless_stopped(work: Coroutine[None, None, None], stop: asyncio.Event) -> bool:

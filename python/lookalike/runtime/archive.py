@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -35,26 +36,17 @@ def build_archive(checkpoint: Path, output: Path, config: Config, *, handler: Pa
 
     Args:
         checkpoint: folder with `model.safetensors` and `checkpoint.json`.
-        config: `torchserve` decides workers and time-outs; `adaptation` and `scoring` reach the handler.
+        config: `torchserve` decides workers and time-outs; `adaptation`, `scoring` and how to log and trace reach the
+            handler.
         handler: the handler's file; the project's own by default.
 
     Raises:
         NotFound: the checkpoint or the handler is missing. InternalError: torch-model-archiver failed.
     """
     handler = handler or handler_file()
-    files = {name: checkpoint / name for name in CHECKPOINT_FILES}
-    for path in files.values():
-        if not path.is_file():
-            raise NotFound(f"{path} is missing; a checkpoint has {' and '.join(CHECKPOINT_FILES)}", field="checkpoint")
-    settings = yaml.safe_dump(model_config(config), sort_keys=False)
-    inputs = json.dumps(
-        {
-            "version": __version__,
-            "handler": file_digest(handler),
-            "config": hashlib.sha256(settings.encode()).hexdigest(),
-            **{name: file_digest(path) for name, path in files.items()},
-        }
-    )
+    files = _checkpoint_files(checkpoint)
+    settings = _settings(config)
+    inputs = _inputs(settings, handler, files)
     if _inputs_of(output) == inputs:
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +62,26 @@ def build_archive(checkpoint: Path, output: Path, config: Config, *, handler: Pa
     return output
 
 
+def archive_state(checkpoint: Path, archive: Path, config: Config) -> Literal["current", "stale", "foreign", "missing"]:
+    """Whether `build_archive` would leave the archive as it is, or why not.
+
+    Raises:
+        NotFound: the checkpoint or the handler is missing.
+    """
+    if not archive.exists():
+        return "missing"
+    inputs = _inputs_of(archive)
+    if inputs is None:
+        return "foreign"
+    current = _inputs(_settings(config), handler_file(), _checkpoint_files(checkpoint))
+    return "current" if inputs == current else "stale"
+
+
 def model_config(config: Config) -> dict[str, Any]:
     """What `model-config.yaml` says: TorchServe's own keys, then ours, which the handler reads."""
     served = config.torchserve
-    ours = json.loads(json.dumps({"adaptation": asdict(config.adaptation), "scoring": asdict(config.scoring)}))
+    service = {"log_format": config.service.log_format, "otlp_endpoint": config.service.otlp_endpoint}
+    ours = {"adaptation": asdict(config.adaptation), "scoring": asdict(config.scoring), "service": service}
     return {
         "minWorkers": served.workers,
         "maxWorkers": served.workers,
@@ -82,7 +90,7 @@ def model_config(config: Config) -> dict[str, Any]:
         "startupTimeout": served.startup_timeout_seconds,
         # The front service never has more in flight than workers; the rest is for pings and re-runs.
         "jobQueueSize": 2 * served.workers + 8,
-        "lookalike": ours,
+        "lookalike": json.loads(json.dumps(ours)),
     }
 
 
@@ -100,6 +108,29 @@ def handler_file() -> Path:
         if path.is_file():
             return path
     raise NotFound(f"no expansion.py in {' or '.join(folders)}: install the package again", field="handler")
+
+
+def _checkpoint_files(checkpoint: Path) -> dict[str, Path]:
+    files = {name: checkpoint / name for name in CHECKPOINT_FILES}
+    for path in files.values():
+        if not path.is_file():
+            raise NotFound(f"{path} is missing; a checkpoint has {' and '.join(CHECKPOINT_FILES)}", field="checkpoint")
+    return files
+
+
+def _settings(config: Config) -> str:
+    return yaml.safe_dump(model_config(config), sort_keys=False)
+
+
+def _inputs(settings: str, handler: Path, files: Mapping[str, Path]) -> str:
+    return json.dumps(
+        {
+            "version": __version__,
+            "handler": file_digest(handler),
+            "config": hashlib.sha256(settings.encode()).hexdigest(),
+            **{name: file_digest(path) for name, path in files.items()},
+        }
+    )
 
 
 def _inputs_of(archive: Path) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lookalike.errors import FailedPrecondition
 from lookalike.retrieval.receipt import Receipt
-from lookalike.runtime.job import ExpansionJob, ProgressCallback, Runtime
+from lookalike.runtime.job import ExpansionJob, ProgressCallback, Runtime, RuntimeHealth
 
 
 class ConfinedRuntime:
@@ -44,6 +44,9 @@ class ConfinedRuntime:
                     reason="OUTSIDE_DATA_DIR",
                 )
         return await self._runtime.run(job, progress)
+
+    def health(self) -> RuntimeHealth:
+        return self._runtime.health()
 
     async def ready(self) -> bool:
         return await self._runtime.ready()

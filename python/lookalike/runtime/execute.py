@@ -5,6 +5,7 @@ Knows jobs and the Expander (imported when first needed, for it brings torch); k
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -15,13 +16,17 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lookalike import logs
 from lookalike.config import Config
 from lookalike.errors import Cancelled, FailedPrecondition, InternalError, NotFound
-from lookalike.retrieval.receipt import Receipt
+from lookalike.retrieval.receipt import Progress, Receipt
 from lookalike.runtime.job import ExpansionJob, ProgressCallback
+from lookalike.tracing import StageSpans, Tracing
 
 if TYPE_CHECKING:
     from lookalike.expander import Expander
+
+_log = logging.getLogger(__name__)
 
 # A look at the file system costs microseconds; the engine may ask a thousand times a second.
 FLAG_INTERVAL_SECONDS = 0.1
@@ -48,13 +53,14 @@ class Executor:
     """The general checkpoint, ready to run jobs on any pool.
 
     Keeps the pools used last open: a snapshot is memory-mapped, so this costs the checkpoint's memory and no more.
-    Safe to call from many threads.
+    Safe to call from many threads. Close it at the end, for its spans.
     """
 
     def __init__(self, checkpoint: Path, config: Config, *, open_pools: int = 2) -> None:
         self._checkpoint = checkpoint
         self._config = config
         self._open_pools = open_pools
+        self._tracing = Tracing(config.service.otlp_endpoint, service="lookalike-worker")
         self._expanders: OrderedDict[tuple[Path, int, int], Expander] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -64,7 +70,21 @@ class Executor:
         Raises:
             LookalikeError: whatever went wrong; Cancelled when the job's flag appeared or `stopped()` turned true.
         """
-        return execute(job, self._expander(job.pool), progress, stopped)
+        about = logs.bound(operation=job.job_id, tenant=job.tenant, request_id=job.request_id)
+        with about, StageSpans(self._tracing, job.traceparent) as spans:
+
+            def report(step: Progress) -> None:
+                spans(step.stage.value)
+                progress(step)
+
+            _log.info("the job begins")
+            receipt = execute(job, self._expander(job.pool), report, stopped)
+            _log.info("the job has ended: %d users of %d", receipt.k, receipt.pool_users)
+            return receipt
+
+    def close(self) -> None:
+        """Send what is left of traces."""
+        self._tracing.close()
 
     def _expander(self, pool: Path) -> Expander:
         from lookalike.expander import Expander

@@ -9,6 +9,8 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -31,7 +33,9 @@ class Heartbeat:
         self._last = Progress(Stage.MATCHING, 0, 0)
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        # In our context, so that what it logs is about the same operation.
+        beat = partial(copy_context().run, self._beat)
+        self._thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         self.lost = False
 
     def report(self, progress: Progress) -> None:

@@ -16,7 +16,7 @@ from lookalike.config import Config
 from lookalike.errors import Cancelled, Unavailable
 from lookalike.retrieval.receipt import Progress, Receipt
 from lookalike.runtime.execute import Executor
-from lookalike.runtime.job import ExpansionJob, ProgressCallback
+from lookalike.runtime.job import ExpansionJob, ProgressCallback, RuntimeHealth
 
 
 class InProcessRuntime:
@@ -58,6 +58,10 @@ class InProcessRuntime:
             work.exception()  # looked at, so that asyncio does not complain of it
             raise
 
+    def health(self) -> RuntimeHealth:
+        up = not self._stopping.is_set()
+        return RuntimeHealth(up=up, workers_ready=int(up))
+
     async def ready(self) -> bool:
         return not self._stopping.is_set()
 
@@ -68,6 +72,7 @@ class InProcessRuntime:
         """Stop the job that runs and wait for it."""
         self._stopping.set()
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self._executor.close)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -36,6 +36,8 @@ class ExpansionJob:
         checkpoint: SHA-256 of the general checkpoint the job wants; a runtime that holds another refuses.
         output: audience folder to be created; must not exist, or hold this very job's finished audience.
         cancel_flag: the job stops soon after a file of this name appears.
+        tenant, request_id: who ordered it and by which id, for logs.
+        traceparent: W3C's, of the span that the job's own spans belong under; empty: none.
     """
 
     job_id: str
@@ -51,9 +53,30 @@ class ExpansionJob:
     random_seed: int = 0
     filter: str = ""
     exclusions: Path | None = None
+    tenant: str = ""
+    request_id: str = ""
+    traceparent: str = ""
 
 
 ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeHealth:
+    """How what runs expansions is.
+
+    Attributes:
+        up: whether a job started now would run, as far as is known.
+        workers_ready: that could take one.
+        restarts: of the whole of it, since it was started. worker_restarts: of single workers.
+        pids: of its processes, if they are others than this one.
+    """
+
+    up: bool
+    workers_ready: int
+    restarts: int = 0
+    worker_restarts: int = 0
+    pids: tuple[int, ...] = ()
 
 
 class Runtime(Protocol):
@@ -71,6 +94,10 @@ class Runtime(Protocol):
             LookalikeError: whatever the job raised, of the same class; Unavailable when the runtime itself died,
                 after which the same job may be run again.
         """
+        ...
+
+    def health(self) -> RuntimeHealth:
+        """As it was when it was last looked at; asks nobody."""
         ...
 
     async def ready(self) -> bool:

@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lookalike import logs
 from lookalike.config import TorchServeConfig
 from lookalike.errors import FailedPrecondition, LookalikeError, Unavailable
 from lookalike.retrieval.receipt import Receipt
-from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, ProgressCallback
+from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, ProgressCallback, RuntimeHealth
 from lookalike.runtime.torchserve_client import TorchServeClient
 from lookalike.runtime.torchserve_process import TorchServeProcess
 
@@ -44,14 +45,21 @@ class TorchServeRuntime:
     meanwhile raises Unavailable and may be run again.
     """
 
-    def __init__(self, config: TorchServeConfig, *, log_file: Path, checkpoint: str = "") -> None:
+    def __init__(
+        self, config: TorchServeConfig, *, log_file: Path, checkpoint: str = "", log_format: logs.Format = "text"
+    ) -> None:
         """`checkpoint`: fingerprint the archive must hold; empty: any."""
         self._config = config
         self.log_file = log_file
         self._checkpoint = checkpoint
+        self._log_format = log_format
         self._server: _Server | None = None
         self._usable = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
+        self._ready_workers = 0  # when last seen
+        self._known_workers: frozenset[int] = frozenset()  # process ids of all that were ready since it started
+        self._restarts = 0
+        self._worker_restarts = 0
 
     @property
     def capacity(self) -> int:
@@ -102,16 +110,27 @@ class TorchServeRuntime:
         await self._server.client.run(job, progress, silence=silence)
         return await asyncio.to_thread(Receipt.read, job.output)
 
+    def health(self) -> RuntimeHealth:
+        server = self._server
+        up = server is not None and self._usable.is_set() and server.process.returncode is None
+        return RuntimeHealth(
+            up=up,
+            workers_ready=self._ready_workers if up else 0,
+            restarts=self._restarts,
+            worker_restarts=self._worker_restarts,
+            pids=server.process.pids() if server is not None else (),
+        )
+
     async def ready(self) -> bool:
         if self._server is None or not self._usable.is_set():
             return False
         try:
-            return await self._server.client.workers_ready() > 0
+            return bool(await self._server.client.ready_workers())
         except LookalikeError:
             return False
 
     async def _launch(self) -> _Server:
-        process = TorchServeProcess(self._config.archive, self.log_file)
+        process = TorchServeProcess(self._config.archive, self.log_file, log_format=self._log_format)
         client = TorchServeClient(process.ports, process.keys)
         server = _Server(process, client)
         try:
@@ -130,11 +149,12 @@ class TorchServeRuntime:
                 trouble, reason = "it ended", "TORCHSERVE_ENDED"
                 break
             try:
-                workers = await server.client.workers_ready()
-                if workers >= self._config.workers:
+                workers = await server.client.ready_workers()
+                if len(workers) >= self._config.workers:
                     self._check(await server.client.ping())
+                    self._ready_workers, self._known_workers = len(workers), workers
                     return
-                trouble = f"{workers} of {self._config.workers} workers are ready"
+                trouble = f"{len(workers)} of {self._config.workers} workers are ready"
             except (FailedPrecondition, asyncio.CancelledError):
                 raise
             except LookalikeError as error:  # not yet listening, no model yet, ...
@@ -169,15 +189,20 @@ class TorchServeRuntime:
             self._usable.clear()
             _log.error("TorchServe died or has no worker; starting it again. Its log is %s", self.log_file)
             await self._end_server()
+            self._restarts += 1
             self._server = await self._relaunch()
             self._usable.set()
             last_alive = time.monotonic()
 
     async def _has_worker(self, server: _Server) -> bool:
         try:
-            return await server.client.workers_ready() > 0
+            workers = await server.client.ready_workers()
         except LookalikeError:
-            return False
+            workers = frozenset()
+        self._ready_workers = len(workers)
+        self._worker_restarts += len(workers - self._known_workers)
+        self._known_workers |= workers
+        return bool(workers)
 
     async def _relaunch(self) -> _Server:
         attempt = 0

@@ -67,8 +67,8 @@ class TorchServeClient:
         for channel in self._channels:
             await channel.close()
 
-    async def workers_ready(self) -> int:
-        """Workers that have loaded the model and live.
+    async def ready_workers(self) -> frozenset[int]:
+        """Process ids of the workers that have loaded the model and live.
 
         Raises:
             Unavailable: TorchServe does not answer. InternalError: it answers something else.
@@ -76,7 +76,8 @@ class TorchServeClient:
         request = pb.DescribeModelRequest(model_name=MODEL_NAME)
         answer = await self._unary(self._describe, request, "management")
         try:
-            return sum(worker["status"] == "READY" for worker in json.loads(answer.msg)[0]["workers"])
+            workers = json.loads(answer.msg)[0]["workers"]
+            return frozenset(int(worker["pid"]) for worker in workers if worker["status"] == "READY")
         except (ValueError, LookupError, TypeError) as error:
             raise InternalError(f"TorchServe describes the model so: {answer.msg[:200]}") from error
 

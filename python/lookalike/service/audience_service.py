@@ -8,6 +8,7 @@ Knows the door, the store and the dispatcher; errors raised here become statuses
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import time
 import uuid
@@ -19,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from google.longrunning import operations_pb2
 
+from lookalike import logs
 from lookalike.errors import InvalidInput, Unavailable
 from lookalike.files import staged_folder
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.runtime.job import ExpansionJob
-from lookalike.service import caller, tokens
+from lookalike.service import caller, observation, tokens
 from lookalike.service.audiences import AudienceStore, pieces
 from lookalike.service.convert import (
     audience_message,
@@ -39,6 +41,8 @@ from lookalike.service.operations import OperationStore
 from lookalike.service.operations_service import Present
 from lookalike.service.records import Operation
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
+
+_log = logging.getLogger(__name__)
 
 MAX_PAGE = 10_000
 
@@ -80,6 +84,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         if not self.accepting:
             raise Unavailable("the server is shutting down; try again soon", reason="SHUTTING_DOWN")
         tenant = caller.current().tenant
+        logs.bind(request_id=request.request_id)
         sha256 = await asyncio.to_thread(request_hash, request)
         if names_something(request):
             known = await self._store.find(
@@ -170,6 +175,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             pool=self._pool.path,
             output=self._audiences.folder / operation_id,
             cancel_flag=folder / "cancel",
+            traceparent=observation.traceparent(),
         )
         operation = Operation(
             id=operation_id,
@@ -191,7 +197,9 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             raise
         finally:
             self._dispatcher.wake()
-        if not created:
+        if created:
+            _log.info("operations/%s is accepted", stored.id)
+        else:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return stored
 

@@ -1,10 +1,12 @@
-"""Who makes a call. Knows nothing: what learns it (tokens, certificates) sets it, what must know it asks."""
+"""Who makes a call. Knows logs alone: what learns it (tokens, certificates) sets it, what must know it asks."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
+
+from lookalike import logs
 
 
 class Scope(StrEnum):
@@ -41,5 +43,6 @@ def current() -> Caller:
 
 
 def set_current(caller: Caller) -> None:
-    """For the rest of the call's task."""
+    """For the rest of the call's task, and for what it logs."""
     _CURRENT.set(caller)
+    logs.bind(tenant=caller.tenant)

@@ -126,6 +126,9 @@ async def data_dir(path: Path, *, shared: bool) -> AsyncIterator[DataDir]:
 
 
 def _make(path: Path, shared: bool) -> DataDir:
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)  # seeds and audiences are people
+    if path.stat().st_mode & 0o077:
+        _log.warning("others on this machine may look into %s, where seeds and audiences are: chmod 700 it", path)
     opened = DataDir(path.absolute(), shared=shared)
     opened.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # seeds and audiences are people
     if opened.path.stat().st_mode & 0o077:

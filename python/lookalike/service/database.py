@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -58,15 +61,20 @@ class Database:
         shared: whether other processes may use it.
     """
 
-    def __init__(self, engine: sa.Engine, threads: ThreadPoolExecutor, database_id: str) -> None:
+    def __init__(
+        self, engine: sa.Engine, threads: ThreadPoolExecutor, database_id: str, on_failure: Callable[[], None]
+    ) -> None:
         self._engine = engine
         self._threads = threads
+        self._on_failure = on_failure
         self.id = database_id
         self.shared = engine.dialect.name != "sqlite"
 
     @staticmethod
-    async def open(url: sa.URL) -> Database:
+    async def open(url: sa.URL, *, on_failure: Callable[[], None] = lambda: None) -> Database:
         """Open the database, making it when it is new, bringing it to this server's version when it is older.
+
+        `on_failure`: called on a thread for each transaction that the database fails.
 
         Raises:
             FailedPrecondition: of a newer version, or we may not use it. DataCorrupted: no database.
@@ -80,7 +88,7 @@ class Database:
         except BaseException:
             threads.shutdown()
             raise
-        return Database(engine, threads, name)
+        return Database(engine, threads, name, on_failure)
 
     async def close(self) -> None:
         """Wait for the work that runs, also where nobody waits for it any more, and close all connections."""
@@ -99,12 +107,14 @@ class Database:
                 with self._engine.begin() as connection:
                     return work(connection)
             except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+                self._on_failure()
                 _log.error("the operations database fails: %s", error.orig)
                 raise Unavailable(
                     "the operations database does not answer; try again", reason="DATABASE_UNAVAILABLE"
                 ) from error
 
-        return asyncio.get_running_loop().run_in_executor(self._threads, task)
+        # In the caller's context, so that what is logged is about the same operation.
+        return asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, task)
 
 
 def database_url(database_url: str, data_dir: Path) -> sa.URL:
@@ -126,6 +136,57 @@ def database_url(database_url: str, data_dir: Path) -> sa.URL:
             field="service.database_url",
         )
     return url.set(drivername="postgresql+psycopg")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look at a database found.
+
+    Attributes:
+        version: of its tables; None where it has none, or is not there yet. newest: that this code knows.
+        known: whether this code can use it.
+        clock_ahead: seconds its clock is before ours.
+    """
+
+    name: str
+    version: str | None
+    newest: str
+    known: bool
+    clock_ahead: float = 0.0
+
+
+def look_at(url: sa.URL) -> Seen:
+    """Look at a database without changing anything, whether or not a server uses it.
+
+    Raises:
+        As `Database.open`.
+    """
+    shown = url.render_as_string(hide_password=True)
+    scripts = ScriptDirectory.from_config(_migrations())
+    newest = str(scripts.get_current_head())
+    sqlite = url.get_backend_name() == "sqlite"
+    if sqlite and not Path(str(url.database)).exists():
+        return Seen(shown, None, newest, known=True)
+    engine = sa.create_engine("sqlite://", creator=lambda: _read_only(url)) if sqlite else sa.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            if not sqlite:
+                connection.execute(sa.text("SET TRANSACTION READ ONLY"))
+            version = _version(connection)
+            ahead = float(connection.scalar(sa.select(now(connection))) or 0.0) - time.time()
+    except sa.exc.DBAPIError as error:
+        raise _unusable(error, shown, sqlite=sqlite) from error
+    finally:
+        engine.dispose()
+    known = version is None or version in {script.revision for script in scripts.walk_revisions()}
+    return Seen(shown, version, newest, known, ahead)
+
+
+def _read_only(url: sa.URL) -> sqlite3.Connection:
+    path = Path(str(url.database))
+    # Without a write-ahead log nobody uses it, and SQLite would make one to read it, unless it is told not to.
+    alone = "" if path.with_name(path.name + "-wal").exists() else "&immutable=1"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{alone}", uri=True)
 
 
 def now(connection: sa.Connection) -> Any:
@@ -198,19 +259,29 @@ def _unusable(error: sa.exc.DBAPIError, shown: str, *, sqlite: bool) -> Lookalik
     return FailedPrecondition(message, field="service.database_url")
 
 
-def _upgrade(connection: sa.Connection, shown: str) -> None:
-    """All of it or, when it fails, nothing: the transaction covers the schema too."""
+def _migrations() -> alembic.config.Config:
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.attributes["connection"] = connection
-    scripts = ScriptDirectory.from_config(config)
-    newest = scripts.get_current_head()
+    return config
+
+
+def _version(connection: sa.Connection) -> str | None:
     current = MigrationContext.configure(connection).get_current_revision()
     if current is None and sa.inspect(connection).has_table("schema_version"):  # from before Alembic
         version = connection.scalar(sa.text("SELECT version FROM schema_version"))
-        current = f"{1 if version is None else version:04d}"
-        if current == "0001":
-            alembic.command.stamp(config, current)
+        return f"{1 if version is None else version:04d}"
+    return current
+
+
+def _upgrade(connection: sa.Connection, shown: str) -> None:
+    """All of it or, when it fails, nothing: the transaction covers the schema too."""
+    config = _migrations()
+    config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    newest = scripts.get_current_head()
+    current = _version(connection)
+    if current == "0001" and MigrationContext.configure(connection).get_current_revision() is None:
+        alembic.command.stamp(config, current)
     if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
         raise FailedPrecondition(
             f"the operations database {shown} is of version {current}, this server knows {newest} and older: run the "

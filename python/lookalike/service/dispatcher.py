@@ -13,19 +13,23 @@ import shutil
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from lookalike import logs
 from lookalike.errors import AlreadyExists, Cancelled, LookalikeError, Unavailable
 from lookalike.retrieval.receipt import Progress, Receipt, Stage
 from lookalike.retrieval.work import discard
 from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, Runtime
 from lookalike.service.leases import Leases
+from lookalike.service.metrics import Metrics, Scored
 from lookalike.service.operations import OperationStore
 from lookalike.service.records import Operation, State
+from lookalike.service.running import Running
 from lookalike.service.status import unexpected
+from lookalike.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -42,36 +46,6 @@ class _NotOurs(Exception):
     """An operation that cannot be gone on with: another front has it, or the store cannot tell."""
 
 
-@dataclass
-class _Running:
-    """What is known of a running operation beyond the store. `ending`: its end is being noted."""
-
-    operation: Operation
-    task: asyncio.Task[None] | None = None
-    ending: bool = False
-    progress: Progress | None = None
-    users_scored: int = 0
-    users_total: int = 0
-    scoring_since: tuple[float, int] | None = None  # monotonic time and users scored then
-    persisted: Progress | None = None
-    cancel: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def note(self, progress: Progress) -> None:
-        self.progress = progress
-        if progress.stage is Stage.SCORING:
-            self.users_scored, self.users_total = progress.done, progress.total
-            if self.scoring_since is None or progress.done < self.scoring_since[1]:
-                self.scoring_since = (time.monotonic(), progress.done)
-
-    def remaining(self) -> float | None:
-        """Seconds until the pool is scored, at the rate so far; None while nothing can be said."""
-        if self.progress is None or self.progress.stage is not Stage.SCORING or self.scoring_since is None:
-            return None
-        since, users = self.scoring_since
-        elapsed, scored = time.monotonic() - since, self.users_scored - users
-        return elapsed * (self.users_total - self.users_scored) / scored if scored > 0 and elapsed > 0 else None
-
-
 class Dispatcher:
     """`start` it, `wake` it when something was queued, `close` it. All on one event loop."""
 
@@ -86,6 +60,8 @@ class Dispatcher:
         checkpoint: str,
         max_attempts: int,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`jobs`: a folder for each active operation; `pool`, `checkpoint`: what jobs run on, whenever ordered."""
         self._store = store
@@ -96,7 +72,9 @@ class Dispatcher:
         self._checkpoint = checkpoint
         self._max_attempts = max_attempts
         self._retry_delays = retry_delays
-        self._running: dict[str, _Running] = {}
+        self._metrics = metrics or Metrics()
+        self._tracing = tracing or Tracing("", service="")
+        self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ends: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         self._wake = asyncio.Event()
@@ -135,6 +113,11 @@ class Dispatcher:
         self._closed = True
         for event in list(self._ends.values()):
             event.set()
+
+    @property
+    def running(self) -> int:
+        """Operations that run here."""
+        return len(self._running)
 
     def live(self, operation: Operation) -> Operation:
         """The operation with its progress of this moment."""
@@ -209,7 +192,9 @@ class Dispatcher:
             if before is not None and before.task is not None:  # ours once, lost, and ours again before it has stopped
                 before.task.cancel()
                 await asyncio.wait([before.task])
-            running = self._running[operation.id] = _Running(operation, users_total=operation.users_total)
+            self._metrics.claimed(operation)
+            scored = Scored(self._metrics, operation.users_scored)
+            running = self._running[operation.id] = Running(operation, scored, users_total=operation.users_total)
             running.task = self._spawn(self._see_through(running))
 
     async def _claim(self) -> Operation | None:
@@ -222,8 +207,10 @@ class Dispatcher:
                 self._unfinished += [operation] if operation is not None else []
             raise
 
-    async def _see_through(self, running: _Running) -> None:
+    async def _see_through(self, running: Running) -> None:
         operation = running.operation
+        logs.bind(operation=operation.id, tenant=operation.tenant, request_id=operation.request_id)
+        _log.info("operations/%s starts", operation.id)
         try:
             await self._run(running)
         except Exception as error:
@@ -236,7 +223,7 @@ class Dispatcher:
             del self._running[operation.id]
             self.wake()
 
-    async def _run(self, running: _Running) -> None:
+    async def _run(self, running: Running) -> None:
         """Run the operation until it is done, whatever happens but our own end."""
         operation = running.operation
         error: LookalikeError | None = None
@@ -253,16 +240,24 @@ class Dispatcher:
         state = State.SUCCEEDED
         if error is not None:
             state = State.CANCELLED if isinstance(error, Cancelled) else State.FAILED
-            _log.info("operations/%s: %s: %s", operation.id, state.value, error)
+        _log.info("operations/%s: %s%s", operation.id, state.value, f": {error}" if error is not None else "")
         if await self._leases.finish(operation, state, error):
+            self._note_end(running, error)
             await self._forget_job(operation)
             self._tell_end(operation.id)
         else:
+            self._metrics.lease_lost()
             _log.warning("operations/%s was taken over by another server; its end is not ours to note", operation.id)
 
-    async def _attempts(self, running: _Running) -> None:
+    async def _attempts(self, running: Running) -> None:
         operation = running.operation
-        job = replace(operation.job, pool=self._pool, checkpoint=self._checkpoint)
+        job = replace(
+            operation.job,
+            pool=self._pool,
+            checkpoint=self._checkpoint,
+            tenant=operation.tenant,
+            request_id=operation.request_id or "",
+        )
         receipt = await asyncio.to_thread(_published, job)
         if receipt is not None:
             running.note(Progress(Stage.SCORING, receipt.pool_users, receipt.pool_users))
@@ -272,7 +267,7 @@ class Dispatcher:
         while True:
             await self._begin_attempt(operation)
             try:
-                await self._runtime.run(job, running.note)
+                running.receipt = await self._traced(running, job, attempt)
                 return
             except AlreadyExists:
                 # A front that has lost the operation was faster than its loss; the same job gives the same bytes.
@@ -289,11 +284,31 @@ class Dispatcher:
                     ) from error
                 delay = self._retry_delays[min(attempt, len(self._retry_delays) - 1)]
                 _log.warning("operations/%s: run %d: %s; again in %g s", operation.id, attempt + 1, error, delay)
-                attempt += 0 if down else 1
+                if not down:
+                    attempt += 1
+                    self._metrics.retried()
             with suppress(TimeoutError):
                 await asyncio.wait_for(running.cancel.wait(), delay)
             if job.cancel_flag.exists():
                 raise Cancelled("cancelled by CancelOperation")
+
+    async def _traced(self, running: Running, job: ExpansionJob, attempt: int) -> Receipt:
+        """Run it once, under a span of the trace it was ordered in, however long ago that was."""
+        attributes: dict[str, str | int | float] = {
+            "lookalike.operation": job.job_id,
+            "lookalike.tenant": job.tenant,
+            "lookalike.run": attempt + 1,
+        }
+        with self._tracing.span(
+            "expansion", parent=job.traceparent, kind="consumer", attributes=attributes
+        ) as traceparent:
+            return await self._runtime.run(replace(job, traceparent=traceparent), running.note)
+
+    def _note_end(self, running: Running, error: LookalikeError | None) -> None:
+        self._metrics.ended(running.progress if error is not None else Progress(Stage.WRITING, 1, 1), error)
+        if running.receipt is not None:
+            running.scored(Progress(Stage.SCORING, running.receipt.pool_users, running.receipt.pool_users))
+            self._metrics.succeeded(running.receipt.seconds)
 
     async def _begin_attempt(self, operation: Operation) -> None:
         try:
@@ -314,7 +329,7 @@ class Dispatcher:
                     except Exception as error:
                         _log.warning("cannot note the progress of operations/%s: %s", running.operation.id, error)
 
-    async def _note_progress(self, running: _Running) -> None:
+    async def _note_progress(self, running: Running) -> None:
         if running.progress is not None:
             await self._leases.note_progress(
                 running.operation, running.progress, running.users_scored, running.users_total
@@ -352,6 +367,7 @@ class Dispatcher:
             if running.ending or running.task is None:
                 continue
             if operation_id not in held:
+                self._metrics.lease_lost()
                 _log.warning("operations/%s was taken over by another server; stopping it here", operation_id)
                 running.task.cancel()
             elif held[operation_id]:
@@ -362,6 +378,7 @@ class Dispatcher:
 
     async def _end_cancelled(self, operations: Sequence[Operation]) -> None:
         for operation in operations:
+            self._metrics.ended(operation.progress, operation.error)
             self._tell_end(operation.id)
             await self._forget_job(operation)
 

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from lookalike.errors import AlreadyExists, Cancelled, FailedPrecondition, NotFound, QuotaExceeded
 from lookalike.service.database import Database, now, transaction
 from lookalike.service.fairness import Quotas
+from lookalike.service.metrics import Metrics
 from lookalike.service.records import (
     AUDIENCES,
     INSTALLATION,
@@ -62,14 +63,23 @@ class Load:
         return (ahead + 1) / slots * self.run_seconds
 
 
+@dataclass(frozen=True)
+class Queue:
+    """What waits to run, on whatever server: how much, and for how many seconds the oldest of it."""
+
+    depth: int
+    oldest_seconds: float
+
+
 class OperationStore:
     """Every method is awaited. What belongs to another tenant is NotFound."""
 
-    def __init__(self, database: Database, quotas: Quotas, *, max_queued: int) -> None:
+    def __init__(self, database: Database, quotas: Quotas, *, max_queued: int, metrics: Metrics | None = None) -> None:
         """`max_queued`: of all tenants together; two servers that accept at once may exceed it by one."""
         self._database = database
         self._quotas = quotas
         self._max_queued = max_queued
+        self._metrics = metrics or Metrics()
 
     @transaction
     def create(self, connection: sa.Connection, operation: Operation) -> tuple[Operation, bool]:
@@ -84,7 +94,11 @@ class OperationStore:
         known = _known(connection, operation.tenant, operation.request_id, own, operation.request_sha256)
         if known is not None:
             return known, False
-        self._admit(connection, operation.tenant, accepted)
+        try:
+            self._admit(connection, operation.tenant, accepted)
+        except QuotaExceeded as refused:
+            self._metrics.refused(refused.quota)
+            raise
         key = connection.execute(OPERATIONS.insert().values(to_row(operation))).inserted_primary_key
         audience = {"id": operation.id, "tenant": operation.tenant, "audience_id": operation.audience_id}
         connection.execute(AUDIENCES.insert().values(audience))
@@ -135,6 +149,7 @@ class OperationStore:
         operation = one_of(connection, tenant, operation_id, lock_it=True)
         if operation.state is State.QUEUED:
             cancel(connection, operation_id)
+            self._metrics.ended(operation.progress, Cancelled("cancelled"))
         elif operation.state is State.RUNNING:
             connection.execute(OPERATIONS.update().where(OPERATIONS.c.id == operation_id).values(cancel_requested=True))
         return one_of(connection, tenant, operation_id)
@@ -176,6 +191,14 @@ class OperationStore:
     def load(self, connection: sa.Connection, tenant: str) -> Load:
         """How busy all servers are, as this tenant would feel it."""
         return _load(connection, tenant)
+
+    @transaction
+    def queue(self, connection: sa.Connection) -> Queue:
+        """What waits, of all tenants."""
+        moment = now(connection)
+        query = sa.select(sa.func.count(), moment - sa.func.min(OPERATIONS.c.created)).where(_QUEUED)
+        depth, oldest = connection.execute(query).one()
+        return Queue(depth, max(0.0, oldest or 0.0))
 
     def _admit(self, connection: sa.Connection, tenant: str, accepted: int) -> None:
         quota = self._quotas.of(tenant)

@@ -33,12 +33,16 @@ from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.door import Door
 from lookalike.service.endpoint import Endpoint
 from lookalike.service.expiry import Expiry
+from lookalike.service.exposition import Observed, exposition
 from lookalike.service.fairness import Quotas
 from lookalike.service.leases import Leases
+from lookalike.service.metrics import Metrics
+from lookalike.service.observation import ObservingInterceptor
 from lookalike.service.operations import OperationStore
 from lookalike.service.operations_service import OperationsServicer, presenter
 from lookalike.service.status import ErrorInterceptor
 from lookalike.service.token_file import TokenFile, tokens_path
+from lookalike.tracing import Tracing
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -56,6 +60,7 @@ async def serve(
     ready: Callable[[str], None],
     stop: asyncio.Event,
     campaign_schema: FeatureSchema | None = None,
+    model_created: float | None = None,
 ) -> None:
     """Serve until `stop` is set; then finish calls within the grace period and leave jobs for the next start.
 
@@ -65,6 +70,7 @@ async def serve(
         runtime: started; it is not stopped here.
         ready: told the address once calls are answered.
         campaign_schema: lets unknown features be refused at the door; see `read_campaign_schema`.
+        model_created: Unix seconds, for the metric of the model's age.
 
     Raises:
         InvalidInput: see `Endpoint`; or no URL of a database. Unavailable: the address is taken, or the database cannot
@@ -74,16 +80,18 @@ async def serve(
         NotFound, DataCorrupted: the pool, or the operations database.
     """
     service = config.service
+    metrics, tracing = Metrics(), Tracing(service.otlp_endpoint, service="lookalike-front")
+    metrics.describe(checkpoint_fingerprint)
     endpoint = Endpoint(service)
     # A name that is swapped to a newer snapshot must not change the one this server checks seeds against.
     opened = await asyncio.to_thread(lambda: Pool.open(pool.resolve()))
     url = database_url(service.database_url, service.data_dir.absolute())
     async with data_dir(service.data_dir, shared=bool(service.database_url)) as folder:
-        database = await Database.open(url)
+        database = await Database.open(url, on_failure=metrics.store_failed)
         try:
             await bind(folder, database)
             quotas = Quotas(config.quotas)
-            store = OperationStore(database, quotas, max_queued=service.max_queued)
+            store = OperationStore(database, quotas, max_queued=service.max_queued, metrics=metrics)
             dispatcher = Dispatcher(
                 store,
                 ConfinedRuntime(runtime, folder.path),
@@ -92,6 +100,8 @@ async def serve(
                 pool=opened.path,
                 checkpoint=checkpoint_fingerprint,
                 max_attempts=service.max_attempts,
+                metrics=metrics,
+                tracing=tracing,
             )
             audiences = AudienceStore(folder.audiences, store)
             present = presenter(dispatcher, audiences)
@@ -108,13 +118,17 @@ async def serve(
                 page_size=service.page_size,
             )
             operations = OperationsServicer(store, dispatcher, present)
+            observed = Observed(store, dispatcher, runtime, folder.path, model_created)
+            watch = ObservingInterceptor(metrics, tracing)
             async with (
                 _authentication(service, folder.path) as authentication,
                 _forgetting(service, database, folder),
+                exposition(service.metrics_listen, metrics, observed),
             ):
-                await _run(service, endpoint, authentication, servicer, operations, dispatcher, ready, stop)
+                await _run(service, endpoint, [watch, authentication], servicer, operations, dispatcher, ready, stop)
         finally:
             await database.close()
+            await asyncio.to_thread(tracing.close)
 
 
 def read_campaign_schema(checkpoint: Path) -> FeatureSchema:
@@ -135,7 +149,7 @@ def read_campaign_schema(checkpoint: Path) -> FeatureSchema:
 async def _run(
     config: ServiceConfig,
     endpoint: Endpoint,
-    authentication: AuthInterceptor,
+    interceptors: list[grpc.aio.ServerInterceptor],
     servicer: AudienceServicer,
     operations: OperationsServicer,
     dispatcher: Dispatcher,
@@ -148,7 +162,7 @@ async def _run(
 
     def make(options: list[tuple[str, int]]) -> grpc.aio.Server:
         server = grpc.aio.server(
-            interceptors=[authentication, ErrorInterceptor((AUDIENCE_SERVICE, OPERATIONS_SERVICE))],
+            interceptors=[*interceptors, ErrorInterceptor((AUDIENCE_SERVICE, OPERATIONS_SERVICE))],
             options=[("grpc.max_receive_message_length", config.max_message_mib * 2**20), *options],
         )
         audience_pb2_grpc.add_AudienceServiceServicer_to_server(servicer, server)

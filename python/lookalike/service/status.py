@@ -48,6 +48,7 @@ _CLASSES = {code.value[0]: kind for kind, code in _CODES} | {
     grpc.StatusCode.DEADLINE_EXCEEDED.value[0]: errors.Unavailable,
     grpc.StatusCode.OUT_OF_RANGE.value[0]: errors.InvalidInput,
 }
+ERROR_CODES = tuple(code.name for _, code in _CODES)
 # What gRPC says, as a plain UNAVAILABLE, where it is the client that will not have the server; no retry helps there.
 _NOT_TRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 # How long a client does well to wait before it tries again.
@@ -96,6 +97,17 @@ def to_status(error: errors.LookalikeError) -> status_pb2.Status:
         delay.FromMilliseconds(math.ceil(1000 * seconds))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
+
+
+def code_of(error: errors.LookalikeError | None) -> str:
+    """The name of the code of its status; OK for none."""
+    return "OK" if error is None else grpc_code(to_status(error).code).name
+
+
+def grpc_code(value: Any) -> grpc.StatusCode:
+    """A code that came as one of gRPC's, or as its number; UNKNOWN for any other value."""
+    number = value.value[0] if isinstance(value, grpc.StatusCode) else value
+    return next((code for code in grpc.StatusCode if code.value[0] == number), grpc.StatusCode.UNKNOWN)
 
 
 def from_status(status: status_pb2.Status) -> errors.LookalikeError:

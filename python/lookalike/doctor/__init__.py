@@ -1,0 +1,1 @@
+"""What is wrong with an installation: checks that look, say what they found and how to mend it, and change nothing."""
