@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -60,20 +60,54 @@ def open_channel(
         certificate, key = read_pair(certificate_file, key_file, fields=("certificate_file", "key_file"))
     authorities = read_authorities(ca_file, field="ca_file") if ca_file is not None else None
     transport = grpc.ssl_channel_credentials(authorities, key, certificate)
-    bearer = grpc.metadata_call_credentials(_Bearer(token_file))
-    return grpc.secure_channel(address, grpc.composite_channel_credentials(transport, bearer), options=options)
+    channel = grpc.secure_channel(address, transport, options=options)
+    return grpc.intercept_channel(channel, _Bearer(token_file))
 
 
-class _Bearer(grpc.AuthMetadataPlugin):
-    """The token in a file, as it is at each call: whoever rotates it need not tell us."""
+def with_metadata(details: Any, metadata: Sequence[tuple[str, str]]) -> grpc.ClientCallDetails:
+    """A call's details as an interceptor got them, with other metadata."""
+    return _CallDetails(
+        details.method,
+        details.timeout,
+        metadata,
+        details.credentials,
+        details.wait_for_ready,
+        details.compression,
+    )
+
+
+class _Details(NamedTuple):
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: bool | None
+    compression: Any
+
+
+class _CallDetails(_Details, grpc.ClientCallDetails):
+    pass
+
+
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """The token in a file, as it is at each call: whoever rotates it need not tell us.
+
+    Not gRPC's call credentials: those call Python from a thread of gRPC's own that holds a lock of the core. A server
+    of the same process that is being stopped holds the interpreter and waits for that lock, for ever.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def __call__(self, _: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
-        try:
-            token = self._path.read_text("ascii").strip()
-        except (OSError, ValueError) as error:
-            callback((), error)
-            return
-        callback((("authorization", f"Bearer {token}"),), None)
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._with_token(client_call_details), request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._with_token(client_call_details), request)
+
+    def _with_token(self, details: Any) -> grpc.ClientCallDetails:
+        token = read_pem(self._path, field="token_file").decode("ascii", "replace").strip()
+        if not (token and token.isascii() and token.isprintable()):
+            raise InvalidInput(f"{self._path} is to have one line, the token", field="token_file")
+        metadata = (*(details.metadata or ()), ("authorization", f"Bearer {token}"))
+        return with_metadata(details, metadata)

@@ -6,9 +6,11 @@ Knows OpenTelemetry's API, where it is installed, and gRPC's interceptors; the p
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import grpc
+
+from lookalike.channel import with_metadata
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -21,19 +23,6 @@ def traced(channel: grpc.Channel) -> grpc.Channel:
     except ImportError:
         return channel
     return grpc.intercept_channel(channel, _Interceptor())
-
-
-class _Details(NamedTuple):
-    method: str
-    timeout: float | None
-    metadata: Any
-    credentials: Any
-    wait_for_ready: bool | None
-    compression: Any
-
-
-class _CallDetails(_Details, grpc.ClientCallDetails):
-    pass
 
 
 class _Interceptor(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
@@ -65,14 +54,7 @@ def _begin(details: Any) -> tuple[Span, Any]:
     carrier: dict[str, str] = {}
     propagate.inject(carrier, context=trace.set_span_in_context(span))
     metadata = [*(details.metadata or ()), *carrier.items()]
-    copied = _CallDetails(
-        details.method,
-        details.timeout,
-        metadata,
-        details.credentials,
-        details.wait_for_ready,
-        details.compression,
-    )
+    copied = with_metadata(details, metadata)
     return span, copied
 
 
