@@ -300,7 +300,7 @@ def test_the_ablations_lack_what_they_say(history: History) -> None:
 
 
 def test_every_general_network_starts_at_the_base_rate(history: History) -> None:
-    share = base_rate(history)
+    share = base_rate(history.tasks)
     assert 0.02 < share < 0.1
     for key in KEYS:
         general, _ = make(key).learn(history, 1, Rates(offline=1e-12), 0, nothing)
