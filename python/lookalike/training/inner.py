@@ -46,7 +46,7 @@ def campaign_parameters(model: MetaHeac, users: Tensor, campaign: Tensor) -> Par
 def copied_rows(model: MetaHeac, rows: OccurringRows) -> tuple[Tensor, Tensor]:
     """Leaves with the rows of the two tables."""
     tables = (model.user_embedding, rows.users), (model.campaign_embedding, rows.campaign)
-    users, campaign = (table.detach().index_select(0, index).requires_grad_() for table, index in tables)
+    users, campaign = (table.detach().index_select(0, of.to(table.device)).requires_grad_() for table, of in tables)
     return users, campaign
 
 

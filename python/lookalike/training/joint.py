@@ -111,6 +111,7 @@ class JointTrainer:
         self.knowledge = Knowledge.of(tasks)
         self.users = pool.take(self.knowledge.users)
         self.campaigns = model.campaigns.batch(EncodedColumns.concat([task.features for task in tasks]))
+        self.trained_campaign_rows = model.campaigns.occurring(self.campaigns)
         self.own = OwnWeightsOfAll(len(tasks), prior.hidden, prior.rank)
         batch = min(config.batch_samples, total / config.min_steps)
         steps = round(len(self.knowledge.labels) / batch)
@@ -271,8 +272,7 @@ class _Exam:
         self.users = trainer.pool.take(both.rows)
         campaign = trainer.model.campaigns.batch(task.features)
         # As a new campaign's will be: ids that no training campaign has are unknown.
-        trained = trainer.model.campaigns.occurring(trainer.campaigns)
-        self.campaign = trainer.model.campaigns.with_untrained_unknown(campaign, trained)
+        self.campaign = trainer.model.campaigns.with_untrained_unknown(campaign, trainer.trained_campaign_rows)
 
     def seen(self, model: MetaHeac, prior: HeadPrior) -> _Seen:
         """By the model as it is now."""

@@ -90,7 +90,7 @@ class Trainer:
             support_total += support_loss.item()
             query_total += query_loss.item()
         samples = sum(len(part) for pair in sets for part in pair)
-        tables = [(rows.users, leaves[0]), (rows.campaign, leaves[1])]
+        tables = [(of.to(leaf.device), leaf) for of, leaf in zip((rows.users, rows.campaign), leaves, strict=True)]
         return tables, support_total / count, query_total / count, samples
 
     def validate(self, held_out: list[Task]) -> float:
