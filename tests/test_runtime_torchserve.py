@@ -295,7 +295,7 @@ async def test_a_start_that_fails_leaves_nothing_and_shows_the_log(config: Torch
             started.append(server.process)  # type: ignore[attr-defined]
             await super()._until_ready(server)  # type: ignore[arg-type]
 
-    runtime = Recorded(replace(config, archive=broken, startup_timeout_seconds=6), log_file=tmp_path / "log")
+    runtime = Recorded(replace(config, archive=broken, startup_timeout_seconds=20), log_file=tmp_path / "log")
     with pytest.raises(errors.Unavailable, match=r"(?s)did not start.*workers are ready.*log.*") as caught:
         await runtime.start()
     assert "no such planet" in caught.value.message

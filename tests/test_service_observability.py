@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import io
 import json
 import logging
 import re
@@ -376,7 +375,7 @@ def test_what_java_prints_past_its_log_becomes_json() -> None:
 
 def test_a_full_disk_does_not_stop_who_prints() -> None:
     lines = iter(["one", "two"])
-    with open("/dev/full", "wb", buffering=0) as full:
+    with Path("/dev/full").open("wb", buffering=0) as full:
         as_json(lines, full)
     assert next(lines, None) is None  # all were read
 
