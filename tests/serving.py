@@ -147,6 +147,7 @@ def config_for(data_dir: Path, **service: object) -> Config:
         "listen": "127.0.0.1:0",
         "data_dir": data_dir,
         "database_url": DATABASE_URL,
+        "drain_seconds": 0.0,
         "shutdown_grace_seconds": 2.0,
         "metrics_listen": "",
         "insecure": True,

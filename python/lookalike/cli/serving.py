@@ -9,7 +9,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +19,7 @@ import typer
 from lookalike import logs
 from lookalike.cli.child import READY_LINE
 from lookalike.cli.options import CheckpointFolder, ConfigFile, Overrides, PoolFolder, configuration
+from lookalike.cli.reloading import Reloading
 
 if TYPE_CHECKING:
     from lookalike.config import Config
@@ -40,8 +41,9 @@ def serve(
 
     It takes a certificate and its key, and tokens from `lookalike token`; or --insecure, on a loopback address alone.
 
-    Prints the address when it is ready. Ctrl-C or SIGTERM ends everything; operations that were running go on when
-    the same service.data_dir is served again.
+    Prints the address when it is ready. Ctrl-C or SIGTERM ends everything, once what runs has ended or has had
+    service.drain_seconds; a second one ends it now. Operations that were running go on when the same service.data_dir
+    is served again. SIGHUP reads --config again and takes up torchserve.instances and torchserve.workers meanwhile.
 
     \b
     Examples:
@@ -62,16 +64,30 @@ def serve(
     name = fingerprint(checkpoint)
     if settings.service.runtime == "torchserve":
         build_archive(checkpoint, settings.torchserve.archive, settings)
-    asyncio.run(_serve(settings, checkpoint, pool, name))
+
+    def read_again() -> Config:
+        return configuration(config, overrides, checkpoint=checkpoint)
+
+    # Without a file there is nothing to read again, and SIGHUP ends it as ever: its terminal has gone.
+    asyncio.run(_serve(settings, checkpoint, pool, name, read_again if config is not None else None))
 
 
-async def _serve(config: Config, checkpoint: Path, pool: Path, fingerprint: str) -> None:
+async def _serve(
+    config: Config, checkpoint: Path, pool: Path, fingerprint: str, read_again: Callable[[], Config] | None
+) -> None:
     from lookalike.service.server import read_campaign_schema
     from lookalike.service.server import serve as serve_front
 
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def end() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
+    if read_again is not None:
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # it has just been read
 
     def ready(address: str) -> None:
         typer.echo(f"{READY_LINE} {address} (checkpoint {fingerprint[:12]}, pool {pool}, Ctrl-C ends it)")
@@ -81,6 +97,10 @@ async def _serve(config: Config, checkpoint: Path, pool: Path, fingerprint: str)
         stack.push_async_callback(runtime.stop)
         if not await _unless_stopped(runtime.start(), stop):
             return
+        if read_again is not None:
+            reloading = Reloading(config, runtime, checkpoint, read_again)
+            loop.add_signal_handler(signal.SIGHUP, reloading.request)
+            stack.push_async_callback(reloading.close)
         await serve_front(
             config,
             pool=pool,
@@ -88,6 +108,7 @@ async def _serve(config: Config, checkpoint: Path, pool: Path, fingerprint: str)
             runtime=runtime,
             ready=ready,
             stop=stop,
+            hurry=hurry,
             campaign_schema=read_campaign_schema(checkpoint),
             model_created=(checkpoint / "checkpoint.json").stat().st_mtime,
         )
@@ -100,9 +121,11 @@ def _runtime(config: Config, checkpoint: Path, fingerprint: str) -> InProcessRun
         return InProcessRuntime(checkpoint, config)
     from lookalike.runtime.torchserve import TorchServeRuntime
 
-    log_file = config.service.data_dir / "torchserve.log"
     return TorchServeRuntime(
-        config.torchserve, log_file=log_file, checkpoint=fingerprint, log_format=config.service.log_format
+        config.torchserve,
+        log_file=config.service.data_dir / "torchserve.log",
+        checkpoint=fingerprint,
+        log_format=config.service.log_format,
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.longrunning import operations_pb2, operations_pb2_grpc
@@ -59,16 +61,18 @@ async def serve(
     runtime: Runtime,
     ready: Callable[[str], None],
     stop: asyncio.Event,
+    hurry: asyncio.Event | None = None,
     campaign_schema: FeatureSchema | None = None,
     model_created: float | None = None,
 ) -> None:
-    """Serve until `stop` is set; then finish calls within the grace period and leave jobs for the next start.
+    """Serve until `stop` is set; then wait for what runs, finish calls, and leave the other jobs for the next start.
 
     Args:
         pool: snapshot all jobs run on.
         checkpoint_fingerprint: of the general checkpoint the runtime holds.
         runtime: started; it is not stopped here.
         ready: told the address once calls are answered.
+        hurry: set, nothing that runs is waited for any longer.
         campaign_schema: lets unknown features be refused at the door; see `read_campaign_schema`.
         model_created: Unix seconds, for the metric of the model's age.
 
@@ -113,7 +117,7 @@ async def serve(
                 audiences=audiences,
                 present=present,
                 jobs=folder.jobs,
-                capacity=runtime.capacity,
+                capacity=lambda: runtime.capacity,
                 min_seeds=config.adaptation.min_seeds,
                 page_size=service.page_size,
             )
@@ -125,7 +129,8 @@ async def serve(
                 _forgetting(service, database, folder),
                 exposition(service.metrics_listen, metrics, observed),
             ):
-                await _run(service, endpoint, [watch, authentication], servicer, operations, dispatcher, ready, stop)
+                ends = (stop, hurry or asyncio.Event())
+                await _run(service, endpoint, [watch, authentication], servicer, operations, dispatcher, ready, *ends)
         finally:
             await database.close()
             await asyncio.to_thread(tracing.close)
@@ -155,6 +160,7 @@ async def _run(
     dispatcher: Dispatcher,
     ready: Callable[[str], None],
     stop: asyncio.Event,
+    hurry: asyncio.Event,
 ) -> None:
     checks = health.aio.HealthServicer()
     for name in (AUDIENCE_SERVICE, OPERATIONS_SERVICE):
@@ -179,12 +185,24 @@ async def _run(
         ready(address)
         await stop.wait()
     finally:
-        _log.info("shutting down; %.0f s for calls to end", config.shutdown_grace_seconds)
-        servicer.accepting = False
+        _log.info("shutting down; it takes no more orders")
+        # First, for whoever shares the load out. Calls are answered while operations end, for somebody follows those.
         await checks.enter_graceful_shutdown()
+        servicer.accepting = False
+        drained_by = time.monotonic() + config.drain_seconds
+        await _unless_hurried(dispatcher.drain(config.drain_seconds), hurry)
+        left = 0.0 if hurry.is_set() else drained_by - time.monotonic()  # streams may have it, too
         dispatcher.release_waiters()
-        await endpoint.stop(config.shutdown_grace_seconds)
+        await endpoint.stop(max(config.shutdown_grace_seconds, left))
         await dispatcher.close()
+
+
+async def _unless_hurried(work: Coroutine[Any, Any, None], hurry: asyncio.Event) -> None:
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(work), asyncio.ensure_future(hurry.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager
