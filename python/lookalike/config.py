@@ -144,6 +144,20 @@ class TorchServeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RealtimeConfig:
+    """ScoreUsers: given users, scored at once by an audience's model."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    # What scores: processes of our own, or a second model in TorchServe, which takes twice as long (docs/scoring.md).
+    # Each worker has a core to itself at most, and takes 0.25 GB beside its models.
+    host: Literal["off", "process", "torchserve"] = "off"
+    workers: AtLeastOne = 1  # in all; with torchserve, of each instance
+    cache_mib: AtLeastOne = 512  # of audiences' models, in each worker; those used last stay
+    max_waiting: AtLeastOne = 64  # requests for each worker; more are refused
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -217,6 +231,7 @@ class Config:
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     torchserve: TorchServeConfig = field(default_factory=TorchServeConfig)
+    realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     quotas: QuotasConfig = field(default_factory=QuotasConfig)
 

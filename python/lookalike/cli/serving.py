@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -20,10 +20,12 @@ from lookalike import logs
 from lookalike.cli.child import READY_LINE
 from lookalike.cli.options import CheckpointFolder, ConfigFile, Overrides, PoolFolder, configuration
 from lookalike.cli.reloading import Reloading
+from lookalike.errors import InvalidInput
 
 if TYPE_CHECKING:
     from lookalike.config import Config
     from lookalike.runtime.inprocess import InProcessRuntime
+    from lookalike.runtime.score_job import ScoreRuntime
     from lookalike.runtime.torchserve import TorchServeRuntime
 
 
@@ -52,7 +54,7 @@ def serve(
       lookalike serve --checkpoint general --pool pool --set service.listen=0.0.0.0:8500 \\
         --set service.tls_certificate=server.pem --set service.tls_key=server.key
     """
-    from lookalike.runtime.archive import build_archive
+    from lookalike.runtime.archive import build_archive, build_scoring_archive
     from lookalike.service.endpoint import Endpoint
     from lookalike.training.checkpoint import fingerprint
 
@@ -64,6 +66,9 @@ def serve(
     name = fingerprint(checkpoint)
     if settings.service.runtime == "torchserve":
         build_archive(checkpoint, settings.torchserve.archive, settings)
+    if settings.realtime.host == "torchserve":
+        _require_torchserve(settings)
+        build_scoring_archive(settings)
 
     def read_again() -> Config:
         return configuration(config, overrides, checkpoint=checkpoint)
@@ -106,6 +111,7 @@ async def _serve(
             pool=pool,
             checkpoint_fingerprint=fingerprint,
             runtime=runtime,
+            scoring=await _scoring(config, runtime, stack),
             ready=ready,
             stop=stop,
             hurry=hurry,
@@ -125,8 +131,31 @@ def _runtime(config: Config, checkpoint: Path, fingerprint: str) -> InProcessRun
         config.torchserve,
         log_file=config.service.data_dir / "torchserve.log",
         checkpoint=fingerprint,
+        scoring=config.realtime if config.realtime.host == "torchserve" else None,
         log_format=config.service.log_format,
     )
+
+
+def _require_torchserve(config: Config) -> None:
+    if config.service.runtime != "torchserve":
+        raise InvalidInput(
+            "realtime.host=torchserve wants service.runtime=torchserve; realtime.host=process does without",
+            field="realtime.host",
+        )
+
+
+async def _scoring(
+    config: Config, runtime: InProcessRuntime | TorchServeRuntime, stack: AsyncExitStack
+) -> ScoreRuntime | None:
+    """What `realtime.host` names, started, and ended with the stack."""
+    if config.realtime.host == "process":
+        from lookalike.runtime.score_processes import ScoreProcesses
+
+        log_file = config.service.data_dir / "scoring.log"
+        processes = ScoreProcesses(config.realtime, log_file=log_file, log_format=config.service.log_format)
+        return await stack.enter_async_context(processes)
+    # `serve` has seen to it that this is TorchServe.
+    return cast("TorchServeRuntime", runtime) if config.realtime.host == "torchserve" else None
 
 
 async def _unless_stopped(work: Coroutine[None, None, None], stop: asyncio.Event) -> bool:

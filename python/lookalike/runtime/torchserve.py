@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from lookalike import logs
-from lookalike.config import TorchServeConfig
-from lookalike.errors import Unavailable
+from lookalike.config import RealtimeConfig, TorchServeConfig
+from lookalike.errors import ResourceExhausted, Unavailable
 from lookalike.retrieval.receipt import Receipt
 from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, ProgressCallback, RuntimeHealth
+from lookalike.runtime.score_job import ScoreJob, Scores
+from lookalike.runtime.score_wire import job_to_bytes, scores_from_bytes
 from lookalike.runtime.torchserve_instance import TorchServeInstance
 
 _log = logging.getLogger(__name__)
@@ -29,12 +31,22 @@ class TorchServeRuntime:
     """
 
     def __init__(
-        self, config: TorchServeConfig, *, log_file: Path, checkpoint: str = "", log_format: logs.Format = "text"
+        self,
+        config: TorchServeConfig,
+        *,
+        log_file: Path,
+        checkpoint: str = "",
+        scoring: RealtimeConfig | None = None,
+        log_format: logs.Format = "text",
     ) -> None:
-        """`log_file`: of the first instance; see `LogFile`. `checkpoint`: the archive must hold; empty: any."""
+        """`log_file`: of the first instance; see `LogFile`. `checkpoint`: the archive must hold; empty: any.
+
+        `scoring`: the instances are to score users, too, with workers for nothing else.
+        """
         self._config = config
         self._log_file = log_file
         self._checkpoint = checkpoint
+        self._scoring = scoring
         self._log_format = log_format
         self._instances: list[TorchServeInstance] = []
         self._retiring: list[TorchServeInstance] = []
@@ -123,6 +135,19 @@ class TorchServeRuntime:
         await instance.run(job, progress)
         return await asyncio.to_thread(Receipt.read, job.output)
 
+    async def score(self, job: ScoreJob) -> Scores:
+        """See `ScoreRuntime.score`."""
+        up = [instance for instance in self._instances if instance.up]
+        if self._scoring is None or not up:
+            raise Unavailable("no TorchServe runs that scores", reason=NOT_RUNNING)
+        instance = min(up, key=lambda instance: instance.scoring)
+        if instance.scoring >= self._scoring.workers * self._scoring.max_waiting:
+            raise ResourceExhausted(
+                f"{instance.scoring} requests for scores wait; come again, or have more realtime.workers",
+                reason="SCORING_BUSY",
+            )
+        return scores_from_bytes(await instance.score(job_to_bytes(job)))
+
     def health(self) -> RuntimeHealth:
         everyone = (*self._instances, *self._retiring)
         return RuntimeHealth(
@@ -154,6 +179,7 @@ class TorchServeRuntime:
             self._config,
             log_file=self._log_file,
             checkpoint=self._checkpoint,
+            scoring=self._scoring,
             log_format=self._log_format,
             changed=self._tell,
         )

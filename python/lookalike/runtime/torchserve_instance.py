@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lookalike import logs
-from lookalike.config import TorchServeConfig
+from lookalike.config import RealtimeConfig, TorchServeConfig
 from lookalike.errors import FailedPrecondition, LookalikeError, Unavailable
 from lookalike.retrieval.receipt import Progress
-from lookalike.runtime.job import ExpansionJob, ProgressCallback
+from lookalike.runtime.archive import SCORING_NAME, scoring_archive
+from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, ProgressCallback
 from lookalike.runtime.torchserve_client import TorchServeClient
 from lookalike.runtime.torchserve_logfile import LogFile
 from lookalike.runtime.torchserve_process import TorchServeProcess
@@ -59,13 +60,17 @@ class TorchServeInstance:
         *,
         log_file: Path,
         checkpoint: str = "",
+        scoring: RealtimeConfig | None = None,
         log_format: logs.Format = "text",
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`checkpoint`: fingerprint the archive must hold; empty: any. `changed`: called when `places` may have."""
+        """`checkpoint`: fingerprint the archive must hold; empty: any. `scoring`: it is to have a model that scores
+        users, too. `changed`: called when `places` may have.
+        """
         self.config = config
         self._log = LogFile(log_file)
         self._checkpoint = checkpoint
+        self._scoring = scoring
         self._log_format = log_format
         self._tell = changed
         self._server: Server | None = None
@@ -78,6 +83,7 @@ class TorchServeInstance:
         self._ready: frozenset[int] = frozenset()  # process ids of the workers, when last seen
         self._known: frozenset[int] = frozenset()  # and of all that were ready since the start
         self.busy = 0
+        self.scoring = 0  # requests for scores that are under way
         self.restarts = 0
         self.worker_restarts = 0
 
@@ -161,6 +167,16 @@ class TorchServeInstance:
         finally:
             report = None
 
+    async def score(self, job: bytes) -> bytes:
+        """See `TorchServeClient.score`."""
+        if self._server is None or not self.up:
+            raise Unavailable("TorchServe is being restarted", reason=NOT_RUNNING)
+        self.scoring += 1
+        try:
+            return await self._server.client.score(job)
+        finally:
+            self.scoring -= 1
+
     async def retire(self) -> None:
         """Take no more jobs, wait for those that run, and end. A job whose worker dies is not this one's any more."""
         self._retiring = True
@@ -206,7 +222,9 @@ class TorchServeInstance:
         self._tell()
 
     async def _launch(self) -> Server:
-        process = TorchServeProcess(self.config.archive, self.log_file, log_format=self._log_format)
+        archive = self.config.archive
+        scoring = scoring_archive(archive) if self._scoring is not None else None
+        process = TorchServeProcess(archive, self.log_file, scoring=scoring, log_format=self._log_format)
         client = TorchServeClient(process.ports, process.keys)
         server = Server(process, client)
         try:
@@ -226,7 +244,7 @@ class TorchServeInstance:
                 break
             try:
                 workers = await server.client.ready_workers()
-                if len(workers) >= self.config.workers:
+                if len(workers) >= self.config.workers and await self._can_score(server.client):
                     self._check(await server.client.ping())
                     self._ready = self._known = workers
                     self._sound = True
@@ -242,6 +260,14 @@ class TorchServeInstance:
             f"{server.process.log_tail()}",
             reason=reason,
         )
+
+    async def _can_score(self, client: TorchServeClient) -> bool:
+        if self._scoring is None:
+            return True
+        if len(await client.ready_workers(SCORING_NAME)) < self._scoring.workers:
+            return False
+        await client.ping(SCORING_NAME)
+        return True
 
     def _check(self, said: dict[str, str]) -> None:
         if self._checkpoint and said["checkpoint"] != self._checkpoint:
