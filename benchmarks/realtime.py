@@ -8,6 +8,9 @@ begin at their times whatever became of those before (Poisson arrivals; --even f
 from when they were to begin, so that a stall counts for everybody it made wait. Percentiles are of all calls, exact.
 The exit code tells whether every call was answered with the scores of the audience, not whether it was fast: the goal
 is shown.
+
+A virtual machine with a limit stands still now and then for 0.1 s. With --witness a process on each processor does
+nothing but notice that, and the calls it happened to are told apart.
 """
 
 from __future__ import annotations
@@ -16,17 +19,21 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import random
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from rich.console import Console
 from topk import machine, version, write_json
@@ -39,6 +46,7 @@ from lookalike.v1 import audience_pb2, scoring_pb2, scoring_pb2_grpc
 WORK = Path(__file__).resolve().parents[1] / "build" / "realtime"
 GOAL_MS = 10.0  # p99 for 100 users at 100 calls a second
 WARM_SECONDS = 3.0
+AFTER_SECONDS = 0.05  # until what had come together in a stall is done
 PERCENTILES = (50, 90, 95, 99, 99.9, 100)
 CHECKED = 100  # members whose scores are compared with the audience's
 AUDIENCE = 10_000
@@ -69,8 +77,10 @@ def measure(arguments: argparse.Namespace, server: str, audience: str, pool: Pat
         requests.append(_request(audience, opened.user_ids(rows)))
     gc.collect()
     gc.disable()  # a pause of ours is none of the service's
-    load = asyncio.run(_load(arguments, server, requests))
+    with _witnesses(arguments.witness) as stalls:
+        load = asyncio.run(_load(arguments, server, requests))
     times = np.array(load.milliseconds)
+    disturbed = _disturbed(np.array(load.planned), times / 1000, stalls)
     return {
         "host": arguments.host,
         "rate": arguments.rate,
@@ -81,9 +91,10 @@ def measure(arguments: argparse.Namespace, server: str, audience: str, pool: Pat
         "failures": dict(load.failures),
         "first_call_ms": first,
         "scores_are_the_audiences": right,
-        "percentiles_ms": {f"p{p:g}": round(float(np.percentile(times, p)), 3) for p in PERCENTILES}
-        if len(times)
-        else {},
+        "percentiles_ms": _percentiles(times),
+        "stalls": len(stalls),
+        "disturbed_calls": int(disturbed.sum()),
+        "undisturbed_percentiles_ms": _percentiles(times[~disturbed]),
         "mean_ms": round(float(times.mean()), 3) if len(times) else None,
         "late_starts_ms": {
             f"p{p:g}": round(float(np.percentile(load.late, p)), 3) for p in (50, 99, 100)
@@ -94,8 +105,40 @@ def measure(arguments: argparse.Namespace, server: str, audience: str, pool: Pat
     }
 
 
+def _percentiles(times: npt.NDArray[Any]) -> dict[str, float]:
+    return {f"p{p:g}": round(float(np.percentile(times, p)), 3) for p in PERCENTILES} if len(times) else {}
+
+
+@contextmanager
+def _witnesses(wanted: bool) -> Iterator[list[tuple[float, float]]]:
+    """The list has, after the block, when some processor stood still."""
+    stalls: list[tuple[float, float]] = []
+    command = [sys.executable, str(Path(__file__).with_name("witness.py"))]
+    processes = [
+        subprocess.Popen([*command, str(cpu)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for cpu in (sorted(os.sched_getaffinity(0)) if wanted else ())
+    ]
+    try:
+        yield stalls
+    finally:
+        for process in processes:
+            told, _ = process.communicate()
+            stalls += [(begin, end) for begin, end in json.loads(told)]
+
+
+def _disturbed(
+    planned: npt.NDArray[Any], seconds: npt.NDArray[Any], stalls: Sequence[tuple[float, float]]
+) -> npt.NDArray[np.bool_]:
+    """Which calls were under way, or just after, when the machine stood still: then they waited for those before."""
+    touched = np.zeros(len(planned), np.bool_)
+    for begin, end in stalls:
+        touched |= (planned < end + AFTER_SECONDS) & (planned + seconds > begin)
+    return touched
+
+
 @dataclass
 class _Load:
+    planned: list[float] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
@@ -115,6 +158,7 @@ async def _load(arguments: argparse.Namespace, server: str, requests: list[scori
                 load.failures[error.code().name] += 1
                 return
             if counts:
+                load.planned.append(planned)
                 load.late.append(1000 * late)
                 load.milliseconds.append(1000 * (time.perf_counter() - planned))
 
@@ -193,6 +237,9 @@ def show(console: Console, document: dict[str, Any]) -> None:
         f"{document['arrivals']}, host {document['host']}, pool of {document['pool_users']:,}"
     )
     console.print("ms     ", "  ".join(f"{name} {value:.2f}" for name, value in times.items()))
+    if undisturbed := document["undisturbed_percentiles_ms"] if document["stalls"] else {}:
+        console.print("ms     ", "  ".join(f"{name} {value:.2f}" for name, value in undisturbed.items()), end=" ")
+        console.print(f"without {document['disturbed_calls']:,} calls at {document['stalls']:,} stalls of the machine")
     console.print("late   ", "  ".join(f"{name} {value:.2f}" for name, value in document["late_starts_ms"].items()))
     console.print(f"first call {document['first_call_ms']:.0f} ms; failures {json.dumps(document['failures'])}")
     met = "met" if times and times["p99"] < GOAL_MS else "missed"
@@ -212,6 +259,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--server", default="", help="HOST:PORT of a service that runs; with")
     parser.add_argument("--audience", default="", help="audiences/ID of its, and")
     parser.add_argument("--pool", type=Path, help="the pool it serves")
+    parser.add_argument("--witness", action="store_true", help="tell calls apart that the machine itself held up")
     parser.add_argument("--json", default="", help="write one document of everything; - is stdout")
     arguments = parser.parse_args()
     if bool(arguments.server) != bool(arguments.audience and arguments.pool):

@@ -73,12 +73,14 @@ class ScoreProcesses:
         if not ready:
             raise Unavailable("what scores is being started again", reason=NOT_RUNNING)
         preferred = ready[zlib.crc32(job.audience.name.encode()) % len(ready)]
-        worker = min(ready, key=lambda worker: (worker.waiting + (worker is not preferred), worker is not preferred))
-        if worker.waiting >= self._config.max_waiting:
+        free = [worker for worker in ready if worker.waiting < self._config.max_waiting]
+        if not free:
             raise ResourceExhausted(
-                f"{worker.waiting} requests for scores wait; come again, or have more realtime.workers",
+                f"{self._config.max_waiting} requests for scores wait for each worker; come again, or have more "
+                "realtime.workers",
                 reason="SCORING_BUSY",
             )
+        worker = min(free, key=lambda worker: (worker.waiting + (worker is not preferred), worker is not preferred))
         return scores_from_bytes(await worker.ask(job_to_bytes(job)))
 
     async def __aenter__(self) -> Self:
