@@ -21,6 +21,7 @@ from lookalike.pool.ingest import ingest
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.retrieval.receipt import MODEL_NAME
+from lookalike.runtime import score_execute
 from lookalike.runtime.score_execute import ScoreExecutor, _Members
 from lookalike.runtime.score_job import ScoreJob, Scores
 from lookalike.scoring.compiled import TorchScriptEngine
@@ -145,6 +146,35 @@ def test_a_loaded_audience_counts_its_members_too(copies: Callable[[str], Audien
     assert executor.models == 2
     executor.score(job(second, pool, [1], with_ranks=True))  # 300 members, 12 bytes each
     assert executor.models == 1
+
+
+def test_pages_are_asked_for_once_they_had_to_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = 0
+    monkeypatch.setattr(score_execute, "_faults", lambda: waited)
+    ahead = score_execute._Ahead()
+
+    def asked(faults: int) -> bool:
+        nonlocal waited
+        with ahead as asks:
+            waited += faults
+        return asks
+
+    assert [asked(score_execute.MAX_FAULTS) for _ in range(3)] == [False, False, False]
+    for expected in (score_execute.ASK_REQUESTS, 2 * score_execute.ASK_REQUESTS):  # twice as long when in vain
+        assert not asked(score_execute.MAX_FAULTS + 1)
+        assert [asked(0) for _ in range(expected)] == [True] * expected
+    assert not asked(0)
+    assert not asked(score_execute.MAX_FAULTS + 1)
+    assert [asked(100) for _ in range(score_execute.ASK_REQUESTS + 1)] == [True] * score_execute.ASK_REQUESTS + [False]
+
+
+def test_scores_are_the_same_with_asking(audience: Audience, pool: Pool) -> None:
+    ids = pool.user_ids(np.arange(0, pool.num_users, 3)).to_pylist()
+    executor = ScoreExecutor(PLENTY)
+    without = executor.score(job(audience, pool, ids))
+    executor._ahead._left = 1
+    assert executor.score(job(audience, pool, ids)).scores.tobytes() == without.scores.tobytes()
+    assert executor._ahead._left == 0
 
 
 def test_an_audience_that_is_gone(copies: Callable[[str], Audience], pool: Pool) -> None:

@@ -6,6 +6,7 @@ Knows audiences, pools and the reference engine (imported with it: torch); knows
 from __future__ import annotations
 
 import gc
+import resource
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -30,6 +31,8 @@ REFERENCE = ScoringConfig(engine="torchscript", device="cpu", threads=1)
 # TorchScript compiles what it runs in its first two runs: a quarter of a second that no caller should wait for.
 WARM_RUNS = 3
 OPEN_POOLS = 2
+MAX_FAULTS = 8  # of a request, before the next ones ask: about what asking costs
+ASK_REQUESTS, MAX_ASK_REQUESTS = 256, 65_536
 # Of a model in memory, over its file: freezing copies some weights, and code has its own.
 OVERHEAD_BYTES = 1 << 20
 
@@ -41,6 +44,7 @@ class ScoreExecutor:
         self._cache_bytes = cache_bytes
         self._models: OrderedDict[tuple[Path, str], _Model] = OrderedDict()
         self._pools: OrderedDict[tuple[Path, int, int], Pool] = OrderedDict()
+        self._ahead = _Ahead()
 
     @property
     def models(self) -> int:
@@ -58,10 +62,12 @@ class ScoreExecutor:
             loaded = time.perf_counter() - started
         self._models.move_to_end(key)
         model.check(pool)
-        rows = pool.find(job.user_ids, field="users")
-        found = rows >= 0
+        with self._ahead as ahead:
+            rows = pool.find(job.user_ids, field="users", ahead=ahead)
+            found = rows >= 0
+            users = pool.take(rows[found], ahead=ahead)
         scores = np.zeros(len(rows), np.float32)
-        scores[found] = model.engine.score(pool.take(rows[found]))
+        scores[found] = model.engine.score(users)
         if np.isnan(scores).any():
             raise InternalError(DIVERGED)
         ranks = members = None
@@ -88,6 +94,37 @@ class ScoreExecutor:
                 self._pools.popitem(last=False)
         self._pools.move_to_end(key)
         return pool
+
+
+class _Ahead:
+    """Whether to ask the disk for pages of a pool before they are touched.
+
+    Asking takes a millisecond for a hundred users, half of all that scoring them takes; not asking takes a tenth of a
+    millisecond for each page that is not in memory. So nobody asks until a request had to wait for pages; then all do,
+    until it is tried again, more and more seldom if in vain.
+    """
+
+    def __init__(self) -> None:
+        self._left = 0  # requests until it is tried without
+        self._wait = ASK_REQUESTS
+        self._faults = 0
+
+    def __enter__(self) -> bool:
+        self._faults = _faults()
+        return self._left > 0
+
+    def __exit__(self, *_: object) -> None:
+        if self._left > 0:
+            self._left -= 1
+        elif _faults() - self._faults > MAX_FAULTS:
+            self._left, self._wait = self._wait, min(2 * self._wait, MAX_ASK_REQUESTS)
+        else:
+            self._wait = ASK_REQUESTS
+
+
+def _faults() -> int:
+    """Pages this thread has waited for a disk for."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt if hasattr(resource, "RUSAGE_THREAD") else 0
 
 
 class _Model:
