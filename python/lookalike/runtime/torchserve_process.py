@@ -161,6 +161,9 @@ def _settings(models: Mapping[str, Path], ports: Mapping[str, int]) -> dict[str,
         "grpc_inference_port": str(ports["grpc_inference"]),
         "grpc_management_address": "127.0.0.1",
         "grpc_management_port": str(ports["grpc_management"]),
+        # It passes messages on. The default collector and compiler run on threads that take the processor from workers:
+        # of real-time scores one in a hundred took 22 ms with them, 13 without.
+        "vmargs": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
         "metrics_mode": "prometheus",
         "model_metrics_auto_detect": "true",
         "disable_system_metrics": "true",
