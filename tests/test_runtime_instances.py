@@ -36,7 +36,7 @@ async def runtime(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tor
     async with TorchServeRuntime(served, log_file=folder / "torchserve.log", checkpoint=CHECKPOINT) as it:
         yield it
         groups = [instance.pid for instance in it.instances]
-    assert [alive(group) for group in groups if group is not None] == [[], []]
+    assert [alive(group) for group in groups if group is not None] == [[] for _ in groups]
 
 
 class Run:
@@ -164,6 +164,29 @@ async def test_scaling_down_and_up_loses_no_job_and_runs_none_twice(runtime: Tor
     assert runtime.capacity == runtime.health().workers_ready == 2
     assert not waiting.task.done()
     await waiting.end()
+
+
+async def test_another_number_of_workers_replaces_instances_and_no_job(
+    runtime: TorchServeRuntime, tmp_path: Path
+) -> None:
+    run = Run(runtime, tmp_path, "through it all")
+    await run.begun()
+    worker, former = run.worker, runtime.instances
+    served = replace(runtime._config, instances=1, workers=2)
+    build_archive(served.archive.parent, served.archive, Config(torchserve=served), handler=STUB)
+    await runtime.scale(served)
+    (fresh,) = runtime.instances
+    assert fresh not in former
+    assert (fresh.ready_workers, runtime.capacity, runtime.health().workers) == (2, 3, 2)  # and the job's own place
+    more = [Run(runtime, tmp_path, name) for name in ("third", "fourth")]
+    for one in more:
+        await one.begun()
+    assert {instance_of(runtime, one.worker) for one in more} == {fresh}
+    assert run.worker == worker
+    for one in (run, *more):
+        await one.end()
+    await until(lambda: runtime.capacity == 2)
+    assert not any(instance.pids for instance in former)
 
 
 async def test_without_any_it_says_so(runtime: TorchServeRuntime, tmp_path: Path) -> None:

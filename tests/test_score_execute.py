@@ -124,7 +124,7 @@ def test_ranks_by_any_scores_and_ids(data: st.DataObject) -> None:
 def test_the_models_used_last_are_kept(copies: Callable[[str], Audience], pool: Pool) -> None:
     first, second, third = copies("first"), copies("second"), copies("third")
     size = (first.path / MODEL_NAME).stat().st_size
-    executor = ScoreExecutor(2 * size + (5 << 20))
+    executor = ScoreExecutor(4 * size + (5 << 20))
 
     def loaded(audience: Audience) -> bool:
         return executor.score(job(audience, pool, [1])).loaded > 0
@@ -140,7 +140,7 @@ def test_the_models_used_last_are_kept(copies: Callable[[str], Audience], pool: 
 
 def test_a_loaded_audience_counts_its_members_too(copies: Callable[[str], Audience], pool: Pool) -> None:
     first, second = copies("first"), copies("second")
-    executor = ScoreExecutor(2 * ((first.path / MODEL_NAME).stat().st_size + (1 << 20)) + 100)
+    executor = ScoreExecutor(2 * (2 * (first.path / MODEL_NAME).stat().st_size + (1 << 20)) + 100)
     executor.score(job(first, pool, [1]))
     executor.score(job(second, pool, [1]))
     assert executor.models == 2

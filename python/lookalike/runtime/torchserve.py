@@ -196,6 +196,7 @@ class TorchServeRuntime:
         _log.info("another TorchServe takes jobs; there are %d", len(self._instances))
 
     def _retire(self, instance: TorchServeInstance) -> None:
+        instance.retiring = True  # now, and not when its task begins
         self._instances.remove(instance)
         self._retiring.append(instance)
         self._spawn(self._see_off(instance))

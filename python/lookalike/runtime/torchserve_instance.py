@@ -50,6 +50,7 @@ class TorchServeInstance:
 
     Attributes:
         config: of the next start.
+        retiring: it takes no more jobs; whoever sets it calls `retire`.
         busy: places taken: jobs that a worker is at, or will be in a moment.
         restarts: of TorchServe. worker_restarts: of single workers, by TorchServe.
     """
@@ -79,9 +80,9 @@ class TorchServeInstance:
         self._look = asyncio.Event()  # at once, and not in a second
         self._watch: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
-        self._retiring = False
         self._ready: frozenset[int] = frozenset()  # process ids of the workers, when last seen
         self._known: frozenset[int] = frozenset()  # and of all that were ready since the start
+        self.retiring = False
         self.busy = 0
         self.scoring = 0  # requests for scores that are under way
         self.restarts = 0
@@ -114,7 +115,7 @@ class TorchServeInstance:
         """Jobs that may be here at once: taken places and free ones. In doubt, and when it retires, none is free."""
         if not self.up:
             return 0
-        return len(self._ready) if self._sound and not self._retiring else min(self.busy, len(self._ready))
+        return len(self._ready) if self._sound and not self.retiring else min(self.busy, len(self._ready))
 
     def take(self) -> bool:
         """Take a place, if one is free; `run` gives it back."""
@@ -179,7 +180,7 @@ class TorchServeInstance:
 
     async def retire(self) -> None:
         """Take no more jobs, wait for those that run, and end. A job whose worker dies is not this one's any more."""
-        self._retiring = True
+        self.retiring = True
         self._tell()
         while self._jobs:
             await asyncio.wait(set(self._jobs))
@@ -292,7 +293,7 @@ class TorchServeInstance:
                     last_alive = time.monotonic()
                 if time.monotonic() - last_alive < self.config.startup_timeout_seconds:
                     continue
-            if self._retiring:  # nobody needs it again; its jobs end by themselves
+            if self.retiring:  # nobody needs it again; its jobs end by themselves
                 self._up = False
                 self._tell()
                 return

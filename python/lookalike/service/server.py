@@ -6,7 +6,6 @@ Torch-free: what runs expansions comes in as a `Runtime`, already started, and i
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import time
@@ -202,9 +201,6 @@ async def _run(
     await dispatcher.start()
     try:
         await endpoint.start()
-        # What is there now stays: without this a collection of garbage walks all of it, some 0.1 s, while callers wait.
-        gc.collect()
-        gc.freeze()
         ready(address)
         await stop.wait()
     finally:
