@@ -19,8 +19,8 @@ from lookalike.dataset.synthetic import simulate
 from lookalike.expander import Expander
 from lookalike.pool.ingest import ingest
 from lookalike.pool.snapshot import Pool
-from lookalike.retrieval.audience import Audience
-from lookalike.retrieval.receipt import MODEL_NAME
+from lookalike.retrieval.audience import Audience, write_members, write_receipt
+from lookalike.retrieval.receipt import AUDIENCE_NAME, MODEL_NAME
 from lookalike.runtime import score_execute
 from lookalike.runtime.score_execute import ScoreExecutor, _Members
 from lookalike.runtime.score_job import ScoreJob, Scores
@@ -146,6 +146,25 @@ def test_a_loaded_audience_counts_its_members_too(copies: Callable[[str], Audien
     assert executor.models == 2
     executor.score(job(second, pool, [1], with_ranks=True))  # 300 members, 12 bytes each
     assert executor.models == 1
+
+
+def test_members_that_were_replaced_are_read_again(copies: Callable[[str], Audience], pool: Pool) -> None:
+    changed, executor = copies("replaced"), ScoreExecutor(PLENTY)
+    table = changed.members(0, changed.num_members)
+    first = table["user_id"][0].as_py()
+
+    def member() -> bool:
+        members = executor.score(job(changed, pool, [first], with_ranks=True)).members
+        assert members is not None
+        return bool(members[0])
+
+    assert member()
+    rest = table.slice(1)
+    write_members(changed.path / "new", rest["user_id"].combine_chunks(), rest["score"].to_numpy())
+    (changed.path / "new").rename(changed.path / AUDIENCE_NAME)
+    receipt = replace(changed.receipt, k=rest.num_rows)
+    write_receipt(changed.path, receipt)
+    assert not member()
 
 
 def test_pages_are_asked_for_once_they_had_to_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from lookalike.errors import DataCorrupted, FailedPrecondition, InternalError, N
 from lookalike.files import file_digest
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
-from lookalike.retrieval.receipt import MODEL_NAME
+from lookalike.retrieval.receipt import AUDIENCE_NAME, MODEL_NAME
 from lookalike.retrieval.scan import DIVERGED
 from lookalike.runtime.score_job import ScoreJob, Scores
 from lookalike.scoring.compiled import TorchScriptEngine
@@ -161,7 +161,9 @@ class _Model:
             )
 
     def members(self) -> _Members:
-        if self._members is None:
+        """Read again when the file is another: members who opted out are replaced there."""
+        if self._members is None or not self._members.current(self._folder):
+            self.bytes -= self._members.bytes if self._members is not None else 0
             self._members = _Members(self._folder)
             self.bytes += self._members.bytes
         return self._members
@@ -171,11 +173,15 @@ class _Members:
     """The members' scores, which descend, and their ids, which ascend where scores are equal."""
 
     def __init__(self, folder: Path) -> None:
+        self._stamp = _stamp(folder)
         audience = Audience.open(folder)
         table = audience.members(0, audience.num_members)
         self._falling = -table["score"].to_numpy()  # ascending, for searchsorted
         self._ids = table["user_id"].combine_chunks()
         self.bytes = self._falling.nbytes + self._ids.nbytes
+
+    def current(self, folder: Path) -> bool:
+        return _stamp(folder) == self._stamp
 
     def ranks(
         self, user_ids: pa.Array, scores: npt.NDArray[np.float32]
@@ -193,6 +199,14 @@ class _Members:
             low, high = np.where(open_ & below, middle + 1, low), np.where(open_ & ~below, middle, high)
         there = _bools(pc.equal(self._ids.take(pa.array(np.minimum(low, last))), user_ids))
         return first + 1, (low < end) & there
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    try:
+        status = (folder / AUDIENCE_NAME).stat()
+    except FileNotFoundError as error:
+        raise NotFound("the audience is gone", field="audience") from error
+    return status.st_ino, status.st_mtime_ns
 
 
 def _bools(column: pa.Array) -> npt.NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import zlib
 from asyncio.subprocess import PIPE, Process
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import lookalike
 from lookalike import logs
 from lookalike.config import RealtimeConfig
 from lookalike.errors import InternalError, ResourceExhausted, Unavailable
@@ -165,7 +167,7 @@ class _Worker:
     async def _launch(self) -> None:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=PIPE, stdout=PIPE, stderr=log, start_new_session=True
+                *self._command, stdin=PIPE, stdout=PIPE, stderr=log, env=_environment(), start_new_session=True
             )
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -207,6 +209,12 @@ class _Worker:
             answer = self._asked.popleft()
             if not answer.done():
                 answer.set_exception(Unavailable("what scores has ended; ask again", reason="WORKER_DIED"))
+
+
+def _environment() -> dict[str, str]:
+    """Ours, in which this very package is found."""
+    package = str(Path(lookalike.__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
 
 
 def _kill(process: Process) -> None:

@@ -33,6 +33,8 @@ from lookalike.runtime.torchserve_logs import LOG_CONFIGS
 # The JVM's own shutdown takes one to two seconds. Nothing is lost by a kill: a job is idempotent.
 GRACE_SECONDS = 5.0
 LOG_TAIL = 2000
+# 10,000 users to be scored, whose ids are long strings; jobs have paths, and are small.
+MAX_REQUEST_BYTES = 64 << 20
 
 _PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 
@@ -164,6 +166,7 @@ def _settings(models: Mapping[str, Path], ports: Mapping[str, int]) -> dict[str,
         # It passes messages on. The default collector and compiler run on threads that take the processor from workers:
         # of real-time scores one in a hundred took 22 ms with them, 13 without.
         "vmargs": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+        "max_request_size": str(MAX_REQUEST_BYTES),
         "metrics_mode": "prometheus",
         "model_metrics_auto_detect": "true",
         "disable_system_metrics": "true",

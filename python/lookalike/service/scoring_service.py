@@ -7,6 +7,7 @@ Knows audiences, the pool's kind of ids and a `ScoreRuntime`; errors raised here
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lookalike.errors import FailedPrecondition, InternalError, InvalidInput, LookalikeError, NotFound
+from lookalike.errors import Cancelled, FailedPrecondition, InternalError, InvalidInput, LookalikeError, NotFound
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.receipt import RECEIPT_NAME
 from lookalike.runtime.score_job import ScoreJob, ScoreRuntime, Scores
@@ -54,12 +55,15 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
     async def ScoreUsers(self, request: scoring_pb2.ScoreUsersRequest, context: Any) -> scoring_pb2.ScoreUsersResponse:
         """Find the audience, have its model score the users."""
         started = time.perf_counter()
-        error: LookalikeError | None = InternalError("not of our tree")
+        error: LookalikeError | None = InternalError("a defect")
         try:
             response, scores = await self._score(request)
             error = None
         except LookalikeError as raised:
             error = raised
+            raise
+        except asyncio.CancelledError:
+            error = Cancelled("the caller hung up")
             raise
         finally:
             self._metrics.scoring.ended(error, time.perf_counter() - started)
