@@ -20,6 +20,7 @@ from lookalike.retrieval.audience import AUDIENCE_NAME, Audience, write_members,
 from lookalike.retrieval.receipt import Adaptation, Progress, Receipt, SeedMatch, Stage
 from lookalike.runtime.execute import read_seeds
 from lookalike.runtime.job import ExpansionJob, ProgressCallback, Runtime, RuntimeHealth
+from lookalike.runtime.score_job import ScoreRuntime
 from lookalike.schema import FeatureSchema
 from lookalike.service.server import serve
 
@@ -147,6 +148,7 @@ def config_for(data_dir: Path, **service: object) -> Config:
         "listen": "127.0.0.1:0",
         "data_dir": data_dir,
         "database_url": DATABASE_URL,
+        "drain_seconds": 0.0,
         "shutdown_grace_seconds": 2.0,
         "metrics_listen": "",
         "insecure": True,
@@ -160,6 +162,7 @@ def front(
     pool: Path,
     runtime: Runtime | Callable[[], contextlib.AbstractAsyncContextManager[Runtime]],
     *,
+    scoring: Callable[[], contextlib.AbstractAsyncContextManager[ScoreRuntime]] | None = None,
     checkpoint: str = CHECKPOINT,
     campaign_schema: FeatureSchema | None = None,
     model_created: float | None = None,
@@ -183,6 +186,7 @@ def front(
                 pool=pool,
                 checkpoint_fingerprint=checkpoint,
                 runtime=running,
+                scoring=await stack.enter_async_context(scoring()) if scoring is not None else None,
                 ready=ready,
                 stop=stop,
                 campaign_schema=campaign_schema,

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 import yaml
+from processes import wait_until
 
 from lookalike import errors
 from lookalike.cli import exits, seeds
@@ -401,6 +402,39 @@ def test_sigterm_ends_the_service_and_all_it_started(checkpoint: Path, sample_po
         assert server.stop() == 0
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
+
+
+def test_sighup_scales_while_it_serves(
+    checkpoint: Path, sample_pool: Path, sample_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def jvms() -> list[psutil.Process]:
+        return [p for p in psutil.Process(server.pid).children(recursive=True) if p.name() == "java"]
+
+    def reread(text: str, said: str) -> None:
+        already = log.read_text().count(said)
+        config.write_text(text)
+        psutil.Process(server.pid).send_signal(signal.SIGHUP)
+        wait_until(lambda: log.read_text().count(said) > already)
+
+    log, config = tmp_path / "serve.log", tmp_path / "lookalike.yaml"
+    tree = (
+        f"service: {{data_dir: {tmp_path / 'data'}}}\ntorchserve: {{archive: {tmp_path / 'lookalike.mar'}, instances: "
+    )
+    config.write_text(tree + "1}")
+    arguments = ["--checkpoint", str(checkpoint), "--pool", str(sample_pool), "--insecure", "--config", str(config)]
+    with ServerProcess(arguments, log) as server:
+        (first,) = jvms()
+        reread(tree + "2}", "torchserve.instances is now 2")
+        assert first in jvms()
+        assert len(jvms()) == 2
+        reread(tree + "none}", "stays as it was: config.torchserve.instances")
+        assert len(jvms()) == 2
+        reread(tree + "1}", "torchserve.instances is now 1")
+        wait_until(lambda: len(jvms()) == 1)
+        campaign = str(Dataset.open(sample_dataset).campaign_ids("test")[0])
+        order = ["client", "expand", "--dataset", str(sample_dataset), "--campaign", campaign, "-k", "5", "--wait"]
+        assert run([*order, "--server", server.address]) == 0
+        assert "audiences/" in capsys.readouterr().out
 
 
 def test_a_service_logs_json_and_shows_its_metrics(checkpoint: Path, sample_pool: Path, tmp_path: Path) -> None:

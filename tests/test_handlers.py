@@ -23,6 +23,7 @@ with warnings.catch_warnings():
 from lookalike import errors, logs
 from lookalike.retrieval.receipt import Progress, Stage
 from lookalike.runtime.archive import handler_file
+from lookalike.runtime.handling import PredictionException, configuration
 from lookalike.runtime.job import ExpansionJob
 from lookalike.runtime.wire import error_from_text, job_to_json
 
@@ -76,7 +77,7 @@ class Worker:
         try:
             answer = self.handler.handle([{name: bytearray(value) for name, value in inputs.items()}], context)
             return 200, answer[0].encode(), context.get_response_headers(0)
-        except expansion.PredictionException as error:
+        except PredictionException as error:
             return error.error_code, error.message.encode(), {}
 
     def messages(self) -> list[dict[str, Any]]:
@@ -259,13 +260,13 @@ def test_a_frontend_that_is_gone_stops_the_job(worker: Callable[..., Worker], tm
 
 def test_the_archives_settings() -> None:
     settings = {"lookalike": {"scoring": {"batch_size": 77}, "adaptation": {"lr": 0.5}}, "minWorkers": 1}
-    config = expansion.configuration(settings, None)
+    config = configuration(settings, None)
     assert (config.scoring.batch_size, config.adaptation.lr, config.scoring.device) == (77, 0.5, "auto")
-    assert expansion.configuration(settings, 3).scoring.device == "cuda:3"
-    assert expansion.configuration({"lookalike": {"scoring": {"device": "cpu"}}}, 3).scoring.device == "cpu"
-    assert expansion.configuration(None, None).scoring.device == "auto"
+    assert configuration(settings, 3).scoring.device == "cuda:3"
+    assert configuration({"lookalike": {"scoring": {"device": "cpu"}}}, 3).scoring.device == "cpu"
+    assert configuration(None, None).scoring.device == "auto"
     with pytest.raises(errors.InvalidInput, match="no_such"):
-        expansion.configuration({"lookalike": {"scoring": {"no_such": 1}}}, None)
+        configuration({"lookalike": {"scoring": {"no_such": 1}}}, None)
 
 
 def test_a_defect_is_logged_with_its_operation_and_nothing_more(

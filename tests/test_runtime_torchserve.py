@@ -28,6 +28,7 @@ from lookalike.runtime.archive import build_archive
 from lookalike.runtime.job import ExpansionJob
 from lookalike.runtime.torchserve import TorchServeRuntime
 from lookalike.runtime.torchserve_client import TorchServeClient
+from lookalike.runtime.torchserve_instance import Server, TorchServeInstance
 from lookalike.runtime.torchserve_process import Key, Keys, TorchServeProcess
 
 STUB = Path(__file__).with_name("torchserve_stub.py")
@@ -56,6 +57,12 @@ async def runtime(
         yield it
     assert group is not None
     assert alive(group) == []
+
+
+def server_of(runtime: TorchServeRuntime) -> Server:
+    server = runtime.instances[0]._server
+    assert server is not None
+    return server
 
 
 def job_of(folder: Path, campaign: str) -> ExpansionJob:
@@ -116,7 +123,7 @@ async def test_the_handlers_error_comes_with_field_and_reason(runtime: TorchServ
 async def test_a_defect_of_the_handler_is_no_reason_to_try_again(runtime: TorchServeRuntime, tmp_path: Path) -> None:
     with pytest.raises(errors.InternalError, match="Prediction failed"):
         await runtime.run(job_of(tmp_path, "crash"), lambda step: None)
-    await until(lambda: "ZeroDivisionError: of the handler's" in runtime.log_file.read_text())
+    await until(lambda: "ZeroDivisionError: of the handler's" in runtime.instances[0].log_file.read_text())
 
 
 @module_loop
@@ -149,8 +156,7 @@ async def test_a_killed_worker_is_unavailable(runtime: TorchServeRuntime, tmp_pa
 
 @module_loop
 async def test_keys_are_renewed_before_and_after_they_expire(runtime: TorchServeRuntime) -> None:
-    assert runtime._server is not None
-    process = runtime._server.process
+    process = server_of(runtime).process
     keys = process.keys()
     assert keys is not None
     first = keys.inference.token
@@ -167,13 +173,12 @@ async def test_keys_are_renewed_before_and_after_they_expire(runtime: TorchServe
     renewed = process.keys()
     assert renewed is not None
     assert renewed.inference.token != first
-    assert (await runtime._server.client.ping())["version"] == "stub"  # which still had the first
+    assert (await server_of(runtime).client.ping())["version"] == "stub"  # which still had the first
 
 
 @module_loop
 async def test_the_settings_reach_the_handler(runtime: TorchServeRuntime) -> None:
-    assert runtime._server is not None
-    said = await runtime._server.client.ping()
+    said = await server_of(runtime).client.ping()
     assert said["scoring"]["device"] == "auto"
     assert said["adaptation"]["negatives_per_seed"] == 20
 
@@ -193,8 +198,7 @@ async def test_everything_listens_on_loopback_only(runtime: TorchServeRuntime) -
 
 @module_loop
 async def test_a_call_without_a_key_is_refused(runtime: TorchServeRuntime) -> None:
-    assert runtime._server is not None
-    ports = runtime._server.process.ports
+    ports = server_of(runtime).process.ports
     wrong = Keys(Key("x", time.time() + 3600), Key("x", time.time() + 3600), "x")
     client = TorchServeClient(ports, lambda: wrong)
     with pytest.raises(errors.Unavailable, match="gives no new inference key"):
@@ -214,22 +218,21 @@ def _places(group: int, log: Path, secrets: list[str]) -> set[str]:
 
 @module_loop
 async def test_its_keys_are_ours_alone(runtime: TorchServeRuntime) -> None:
-    assert runtime._server is not None
-    process = runtime._server.process
+    process = server_of(runtime).process
     keys = process.keys()
     assert keys is not None
     secrets = [keys.inference.token, keys.management.token, keys.api]
-    assert _places(process.pid, runtime.log_file, secrets) == {"key_file.json"}
+    assert _places(process.pid, runtime.instances[0].log_file, secrets) == {"key_file.json"}
 
 
 @module_loop
 async def test_an_archive_of_another_checkpoint_is_refused(
-    runtime: TorchServeRuntime, config: TorchServeConfig
+    runtime: TorchServeRuntime, config: TorchServeConfig, tmp_path: Path
 ) -> None:
-    assert runtime._server is not None
-    other = TorchServeRuntime(config, log_file=runtime.log_file, checkpoint="d" * 64)
+    other = TorchServeInstance(config, log_file=tmp_path / "log", checkpoint="d" * 64)
     with pytest.raises(errors.FailedPrecondition, match="holds checkpoint cccc") as caught:
-        await other._until_ready(runtime._server)
+        await other._until_ready(server_of(runtime))
+    await other.stop()
     assert caught.value.reason == "CHECKPOINT_MISMATCH"
 
 
@@ -290,16 +293,17 @@ async def test_a_start_that_fails_leaves_nothing_and_shows_the_log(config: Torch
     build_archive(tmp_path, broken, Config(torchserve=config), handler=handler)
     started: list[TorchServeProcess] = []
 
-    class Recorded(TorchServeRuntime):
-        async def _until_ready(self, server: object) -> None:
-            started.append(server.process)  # type: ignore[attr-defined]
+    class Recorded(TorchServeInstance):
+        async def _until_ready(self, server: Server) -> None:
+            started.append(server.process)
             await until(lambda: "no such planet" in log.read_text())  # the time-out counts from there, on any machine
-            await super()._until_ready(server)  # type: ignore[arg-type]
+            await super()._until_ready(server)
 
     log = tmp_path / "log"
-    runtime = Recorded(replace(config, archive=broken, startup_timeout_seconds=2), log_file=log)
+    instance = Recorded(replace(config, archive=broken, startup_timeout_seconds=2), log_file=log)
     with pytest.raises(errors.Unavailable, match=r"(?s)did not start.*workers are ready.*log.*") as caught:
-        await runtime.start()
+        await instance.start()
+    await instance.stop()
     assert "no such planet" in caught.value.message
     assert [alive(process.pid) for process in started] == [[]]
 

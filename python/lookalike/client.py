@@ -29,11 +29,12 @@ import pyarrow as pa
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from lookalike.channel import open_channel
+from lookalike.client_scoring import Scores, score_request, scores_of
 from lookalike.client_tracing import traced
 from lookalike.errors import InvalidInput, Unavailable
 from lookalike.schema import FeatureValue
 from lookalike.service.status import from_rpc_error, from_status
-from lookalike.v1 import audience_pb2, audience_pb2_grpc, campaign_pb2
+from lookalike.v1 import audience_pb2, audience_pb2_grpc, campaign_pb2, scoring_pb2_grpc
 
 _T = TypeVar("_T")
 UserIds: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[int | str]
@@ -73,6 +74,7 @@ class Client:
             )
         )
         self._audiences = audience_pb2_grpc.AudienceServiceStub(self._channel)
+        self._scoring = scoring_pb2_grpc.ScoringServiceStub(self._channel)
         self._operations: Any = operations_pb2_grpc.OperationsStub(self._channel)
 
     def expand(
@@ -215,6 +217,20 @@ class Client:
                 if not isinstance(error, Unavailable) or time.monotonic() >= give_up:
                     raise error from raised
                 time.sleep(RETRY_DELAY)
+
+    def score(self, audience: str, users: UserIds, *, with_ranks: bool = False) -> Scores:
+        """How much users are like an audience's seeds, by the model that made it; at most 10,000, of the pool's ids.
+
+        Args:
+            with_ranks: also the rank each would have, and who is a member.
+
+        Raises:
+            NotFound: no such audience. InvalidInput: ids of another type. FailedPrecondition: the service scores nobody
+                in real time, or the audience was made from a pool with another schema.
+            ResourceExhausted: too many requests wait. Unavailable: no server there.
+        """
+        request = score_request(audience, _named("users", lambda: _user_ids(users)), with_ranks)
+        return scores_of(request, self._retry(self._scoring.ScoreUsers, request))
 
     def close(self) -> None:
         self._channel.close()

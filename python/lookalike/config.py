@@ -135,10 +135,26 @@ class TorchServeConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     archive: Path = Path("model_store/lookalike.mar")
-    workers: AtLeastOne = 1
+    # Of both together as many expansions run at once. `lookalike serve` takes up changes on SIGHUP.
+    instances: AtLeastOne = 1  # of TorchServe: one that dies takes its own workers' jobs along, and no others
+    workers: AtLeastOne = 1  # of each
     # Silence between two progress messages before the worker counts as dead.
     response_timeout_seconds: AtLeastOne = 300
     startup_timeout_seconds: AtLeastOne = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealtimeConfig:
+    """ScoreUsers: given users, scored at once by an audience's model."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    # What scores: processes of our own, or a second model in TorchServe, which takes twice as long (docs/scoring.md).
+    # Each worker has a core to itself at most, and takes 0.25 GB beside its models.
+    host: Literal["off", "process", "torchserve"] = "off"
+    workers: AtLeastOne = 1  # in all; with torchserve, of each instance
+    cache_mib: AtLeastOne = 512  # of audiences' models, in each worker; those used last stay
+    max_waiting: AtLeastOne = 64  # requests for each worker; more are refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +186,10 @@ class ServiceConfig:
     max_attempts: AtLeastOne = 5  # runs of one job before a worker that keeps dying fails it
     max_message_mib: AtLeastOne = 64
     page_size: AtLeastOne = 1000
-    shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 10.0
+    # A server that is told to end takes no more orders, and waits so long for what runs; then it hands that over, to
+    # others or to the next start. With the grace for calls and TorchServe's own end, 30 s: what Kubernetes gives.
+    drain_seconds: NotNegative = 15.0
+    shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 10.0  # for calls, after that
     # Prometheus metrics over HTTP, at /metrics; empty: none. Another server on this machine needs another port.
     metrics_listen: str = "127.0.0.1:8501"
     log_format: Literal["text", "json"] = "text"
@@ -212,6 +231,7 @@ class Config:
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     torchserve: TorchServeConfig = field(default_factory=TorchServeConfig)
+    realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     quotas: QuotasConfig = field(default_factory=QuotasConfig)
 

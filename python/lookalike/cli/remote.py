@@ -91,7 +91,7 @@ def expand(
 
     user_ids, values = gather(campaign, seeds, features, dataset)
     excluded = read_all(exclude or ())
-    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         expansion = client.expand(
             campaign=campaign,
             seeds=user_ids,
@@ -125,7 +125,7 @@ def wait(
     key_file: KeyFile = None,
 ) -> None:
     """Follow an operation to its end and print its audience. An operation that failed gives its error's exit code."""
-    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         _follow(client.operation(operation), as_json)
 
 
@@ -141,7 +141,7 @@ def get(
     key_file: KeyFile = None,
 ) -> None:
     """Show an operation as it is now, or an audience and how it came about."""
-    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         if name.startswith("operations/"):
             _show_operation(name, client.operation(name).metadata(), as_json)
         elif name.startswith("audiences/"):
@@ -171,7 +171,7 @@ def members(
       lookalike client members audiences/0123... --limit 100
       lookalike client members audiences/0123... --output members.parquet
     """
-    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         if output is not None:
             display.table([("members", _download(client, audience, output)), ("file", output)])
             return
@@ -192,7 +192,7 @@ def cancel(
     key_file: KeyFile = None,
 ) -> None:
     """Ask an operation to stop; it does so within about a second, unless it was faster."""
-    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         client.operation(operation).cancel()
 
 
@@ -210,7 +210,7 @@ def list_operations(
     key_file: KeyFile = None,
 ) -> None:
     """List the operations the server remembers, oldest first."""
-    with _connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         found = [(expansion.name, expansion.metadata()) for expansion in client.operations(where)]
     if as_json:
         display.print_json([{"operation": name, **_plain(metadata)} for name, metadata in found])
@@ -219,7 +219,7 @@ def list_operations(
         typer.echo(f"{name}  {_state(metadata):<10} {metadata.campaign}")
 
 
-def _connect(
+def connect(
     server: str,
     timeout: float,
     token_file: Path | None,
@@ -227,6 +227,7 @@ def _connect(
     certificate_file: Path | None,
     key_file: Path | None,
 ) -> Client:
+    """A client of the service that the options name."""
     from lookalike.client import Client
 
     return Client(

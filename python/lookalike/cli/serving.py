@@ -6,23 +6,27 @@ Knows `service` and `runtime`; they know nothing of each other's start.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from lookalike import logs
 from lookalike.cli.child import READY_LINE
 from lookalike.cli.options import CheckpointFolder, ConfigFile, Overrides, PoolFolder, configuration
+from lookalike.cli.reloading import Reloading
+from lookalike.errors import InvalidInput
 
 if TYPE_CHECKING:
     from lookalike.config import Config
     from lookalike.runtime.inprocess import InProcessRuntime
+    from lookalike.runtime.score_job import ScoreRuntime
     from lookalike.runtime.torchserve import TorchServeRuntime
 
 
@@ -40,8 +44,9 @@ def serve(
 
     It takes a certificate and its key, and tokens from `lookalike token`; or --insecure, on a loopback address alone.
 
-    Prints the address when it is ready. Ctrl-C or SIGTERM ends everything; operations that were running go on when
-    the same service.data_dir is served again.
+    Prints the address when it is ready. Ctrl-C or SIGTERM ends everything, once what runs has ended or has had
+    service.drain_seconds; a second one ends it now. Operations that were running go on when the same service.data_dir
+    is served again. SIGHUP reads --config again and takes up torchserve.instances and torchserve.workers meanwhile.
 
     \b
     Examples:
@@ -50,7 +55,7 @@ def serve(
       lookalike serve --checkpoint general --pool pool --set service.listen=0.0.0.0:8500 \\
         --set service.tls_certificate=server.pem --set service.tls_key=server.key
     """
-    from lookalike.runtime.archive import build_archive
+    from lookalike.runtime.archive import build_archive, build_scoring_archive
     from lookalike.service.endpoint import Endpoint
     from lookalike.training.checkpoint import fingerprint
 
@@ -62,18 +67,38 @@ def serve(
     name = fingerprint(checkpoint)
     if settings.service.runtime == "torchserve":
         build_archive(checkpoint, settings.torchserve.archive, settings)
-    asyncio.run(_serve(settings, checkpoint, pool, name))
+    if settings.realtime.host == "torchserve":
+        _require_torchserve(settings)
+        build_scoring_archive(settings)
+
+    def read_again() -> Config:
+        return configuration(config, overrides, checkpoint=checkpoint)
+
+    # Without a file there is nothing to read again, and SIGHUP ends it as ever: its terminal has gone.
+    asyncio.run(_serve(settings, checkpoint, pool, name, read_again if config is not None else None))
 
 
-async def _serve(config: Config, checkpoint: Path, pool: Path, fingerprint: str) -> None:
+async def _serve(
+    config: Config, checkpoint: Path, pool: Path, fingerprint: str, read_again: Callable[[], Config] | None
+) -> None:
     from lookalike.service.server import read_campaign_schema
     from lookalike.service.server import serve as serve_front
 
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def end() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
+    if read_again is not None:
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # it has just been read
 
     def ready(address: str) -> None:
+        # What is there now stays: without this a collection of garbage walks all of it, some 0.1 s, while callers wait.
+        gc.collect()
+        gc.freeze()
         typer.echo(f"{READY_LINE} {address} (checkpoint {fingerprint[:12]}, pool {pool}, Ctrl-C ends it)")
 
     runtime = _runtime(config, checkpoint, fingerprint)
@@ -81,13 +106,19 @@ async def _serve(config: Config, checkpoint: Path, pool: Path, fingerprint: str)
         stack.push_async_callback(runtime.stop)
         if not await _unless_stopped(runtime.start(), stop):
             return
+        if read_again is not None:
+            reloading = Reloading(config, runtime, checkpoint, read_again)
+            loop.add_signal_handler(signal.SIGHUP, reloading.request)
+            stack.push_async_callback(reloading.close)
         await serve_front(
             config,
             pool=pool,
             checkpoint_fingerprint=fingerprint,
             runtime=runtime,
+            scoring=await _scoring(config, runtime, stack),
             ready=ready,
             stop=stop,
+            hurry=hurry,
             campaign_schema=read_campaign_schema(checkpoint),
             model_created=(checkpoint / "checkpoint.json").stat().st_mtime,
         )
@@ -100,10 +131,35 @@ def _runtime(config: Config, checkpoint: Path, fingerprint: str) -> InProcessRun
         return InProcessRuntime(checkpoint, config)
     from lookalike.runtime.torchserve import TorchServeRuntime
 
-    log_file = config.service.data_dir / "torchserve.log"
     return TorchServeRuntime(
-        config.torchserve, log_file=log_file, checkpoint=fingerprint, log_format=config.service.log_format
+        config.torchserve,
+        log_file=config.service.data_dir / "torchserve.log",
+        checkpoint=fingerprint,
+        scoring=config.realtime if config.realtime.host == "torchserve" else None,
+        log_format=config.service.log_format,
     )
+
+
+def _require_torchserve(config: Config) -> None:
+    if config.service.runtime != "torchserve":
+        raise InvalidInput(
+            "realtime.host=torchserve wants service.runtime=torchserve; realtime.host=process does without",
+            field="realtime.host",
+        )
+
+
+async def _scoring(
+    config: Config, runtime: InProcessRuntime | TorchServeRuntime, stack: AsyncExitStack
+) -> ScoreRuntime | None:
+    """What `realtime.host` names, started, and ended with the stack."""
+    if config.realtime.host == "process":
+        from lookalike.runtime.score_processes import ScoreProcesses
+
+        log_file = config.service.data_dir / "scoring.log"
+        processes = ScoreProcesses(config.realtime, log_file=log_file, log_format=config.service.log_format)
+        return await stack.enter_async_context(processes)
+    # `serve` has seen to it that this is TorchServe.
+    return cast("TorchServeRuntime", runtime) if config.realtime.host == "torchserve" else None
 
 
 async def _unless_stopped(work: Coroutine[None, None, None], stop: asyncio.Event) -> bool:

@@ -29,7 +29,7 @@ def examine(config: Config, *, checkpoint: Path | None, pool: Path | None) -> It
         yield parts.fit(checkpoint, pool, config)
     yield parts.data_dir(service.data_dir)
     if pool is not None:
-        yield parts.disk(service.data_dir, pool, config.torchserve.workers)
+        yield parts.disk(service.data_dir, pool, config.torchserve.instances * config.torchserve.workers)
     yield machine.open_files()
     yield machine.port("service.listen", service.listen, service.data_dir)
     yield machine.port("service.metrics_listen", service.metrics_listen, service.data_dir)

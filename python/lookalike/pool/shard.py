@@ -164,14 +164,15 @@ class OpenShard:
         self._asked[what] = start, until
         _will_need(columns, np.array([end]), np.array([until]))
 
-    def find(self, wanted: pa.Array) -> Rows:
+    def find(self, wanted: pa.Array, *, ahead: bool = True) -> Rows:
         """Row of each of some ids, ascending, or -1: `[wanted]`. Reads O(wanted x log rows), at most all ids."""
-        dense = len(wanted) * _SPARSE > self.rows
-        if dense:
+        dense = not ahead or len(wanted) * _SPARSE > self.rows
+        if dense and ahead:
             _will_need([self._ids], np.array([0]), np.array([self.rows]))
         rows = self._count_below(wanted, None if dense else self.will_take_ids)
         candidates = np.minimum(rows, self.rows - 1)
-        self.will_take_ids(candidates)
+        if ahead:
+            self.will_take_ids(candidates)
         found = _to_bools(pa.compute.equal(self.user_ids.take(pa.array(candidates)), wanted))
         return np.where(found, rows, -1)
 

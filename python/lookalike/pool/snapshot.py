@@ -96,8 +96,13 @@ class Pool:
         """SHA-256 that names the content; see `Manifest.fingerprint`."""
         return self.manifest.fingerprint
 
-    def find(self, user_ids: pa.Array | pa.ChunkedArray | Sequence[int | str], *, field: str = "seeds") -> Rows:
+    def find(
+        self, user_ids: pa.Array | pa.ChunkedArray | Sequence[int | str], *, field: str = "seeds", ahead: bool = True
+    ) -> Rows:
         """Row of each user, or -1 for one the pool lacks: `[user_ids]`, in the order given.
+
+        Args:
+            ahead: ask the disk for what is about to be touched: most of the time this takes where that is in memory.
 
         Raises:
             InvalidInput: ids of another type than the pool's, or null; it names `field`.
@@ -111,7 +116,7 @@ class Pool:
         for number, shard in enumerate(self._shards):
             start, stop = edges[number], edges[number + 1]
             if start < stop:
-                rows = shard.find(ascending.slice(start, stop - start))
+                rows = shard.find(ascending.slice(start, stop - start), ahead=ahead)
                 found[start:stop] = np.where(rows < 0, -1, rows + self._starts[number])
         result = np.empty_like(found)
         result[order.to_numpy(zero_copy_only=False)] = found
@@ -130,8 +135,8 @@ class Pool:
             parts.append(shard.user_ids.take(pa.array(local)))
         return pa.concat_arrays(parts).take(pa.array(_inverse(order)))
 
-    def take(self, rows: npt.NDArray[np.integer[Any]]) -> EncodedColumns:
-        """Features of the rows, in that order, copied; rows may repeat.
+    def take(self, rows: npt.NDArray[np.integer[Any]], *, ahead: bool = True) -> EncodedColumns:
+        """Features of the rows, in that order, copied; rows may repeat. `ahead` as of `find`.
 
         Raises:
             InvalidInput: a row outside the pool.
@@ -141,11 +146,13 @@ class Pool:
             return self._shards[0].columns.take(np.zeros(0, np.int64))
         if len(groups) == 1:
             shard, local = groups[0]
-            shard.will_take(local)
+            if ahead:
+                shard.will_take(local)
             return shard.columns.take(local[_inverse(order)])
         parts = []
         for shard, local in groups:
-            shard.will_take(local)
+            if ahead:
+                shard.will_take(local)
             parts.append(shard.columns.take(local))
         return EncodedColumns.concat(parts).take(_inverse(order))
 

@@ -26,8 +26,11 @@ from lookalike.errors import InternalError, NotFound
 from lookalike.files import file_digest
 
 MODEL_NAME = "lookalike"
+SCORING_NAME = "lookalike-scoring"
 CHECKPOINT_FILES = ("model.safetensors", "checkpoint.json")
 CONFIG_NAME = "model-config.yaml"
+# TorchServe ends a worker that takes longer for one request, be it to load a large model.
+SCORE_SECONDS = 30
 FINGERPRINT_NAME = "lookalike-inputs.json"
 
 
@@ -44,8 +47,26 @@ def build_archive(checkpoint: Path, output: Path, config: Config, *, handler: Pa
         NotFound: the checkpoint or the handler is missing. InternalError: torch-model-archiver failed.
     """
     handler = handler or handler_file()
-    files = _checkpoint_files(checkpoint)
-    settings = _settings(config)
+    return _build(output, MODEL_NAME, handler, _settings(config), _checkpoint_files(checkpoint))
+
+
+def scoring_archive(archive: Path) -> Path:
+    """Where the archive for real-time scores lies: beside the other, for TorchServe knows one folder of them."""
+    return archive.with_stem(f"{archive.stem}-scoring")
+
+
+def build_scoring_archive(config: Config) -> Path:
+    """Write `scoring_archive`, unless it was made of these very inputs already: a handler and settings, no model.
+
+    Raises:
+        NotFound: the handler is missing. InternalError: torch-model-archiver failed.
+    """
+    output = scoring_archive(config.torchserve.archive)
+    settings = yaml.safe_dump(scoring_config(config), sort_keys=False)
+    return _build(output, SCORING_NAME, handler_file("scoring.py"), settings, {})
+
+
+def _build(output: Path, name: str, handler: Path, settings: str, files: dict[str, Path]) -> Path:
     inputs = _inputs(settings, handler, files)
     if _inputs_of(output) == inputs:
         return output
@@ -55,7 +76,7 @@ def build_archive(checkpoint: Path, output: Path, config: Config, *, handler: Pa
         folder = Path(scratch).resolve()  # the archiver runs inside it
         (folder / CONFIG_NAME).write_text(settings)
         (folder / FINGERPRINT_NAME).write_text(inputs)
-        built = _package(folder, handler, files)
+        built = _package(folder, name, handler, files)
         with built.open("rb") as file:
             os.fsync(file.fileno())
         built.rename(output)
@@ -94,8 +115,23 @@ def model_config(config: Config) -> dict[str, Any]:
     }
 
 
-def handler_file() -> Path:
-    """The project's own handler, installed or in the source tree.
+def scoring_config(config: Config) -> dict[str, Any]:
+    """The same for real-time scores."""
+    realtime = config.realtime
+    service = {"log_format": config.service.log_format}
+    return {
+        "minWorkers": realtime.workers,
+        "maxWorkers": realtime.workers,
+        "batchSize": 1,  # a second one would wait for the first, and both are done sooner one after another
+        "responseTimeout": SCORE_SECONDS,
+        "startupTimeout": config.torchserve.startup_timeout_seconds,
+        "jobQueueSize": realtime.workers * realtime.max_waiting + 8,
+        "lookalike": {"realtime": asdict(realtime), "service": service},
+    }
+
+
+def handler_file(name: str = "expansion.py") -> Path:
+    """A handler of the project's own, installed or in the source tree.
 
     Raises:
         NotFound: it is in neither.
@@ -104,10 +140,10 @@ def handler_file() -> Path:
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     folders.append(str(Path(__file__).resolve().parents[3] / "handlers"))
     for folder in folders:
-        path = Path(folder) / "expansion.py"
+        path = Path(folder) / name
         if path.is_file():
             return path
-    raise NotFound(f"no expansion.py in {' or '.join(folders)}: install the package again", field="handler")
+    raise NotFound(f"no {name} in {' or '.join(folders)}: install the package again", field="handler")
 
 
 def _checkpoint_files(checkpoint: Path) -> dict[str, Path]:
@@ -141,18 +177,19 @@ def _inputs_of(archive: Path) -> str | None:
         return None
 
 
-def _package(folder: Path, handler: Path, files: dict[str, Path]) -> Path:
+def _package(folder: Path, name: str, handler: Path, files: dict[str, Path]) -> Path:
+    entry = "scoring.py" if name == SCORING_NAME else "expansion.py"
     # By name from within the folder: the archiver splits paths at commas and expands wildcards in them.
-    links = {"expansion.py": handler, **files}
-    for name, path in links.items():
-        (folder / name).symlink_to(path.resolve())
+    links = {entry: handler, **files}
+    for link, path in links.items():
+        (folder / link).symlink_to(path.resolve())
     command = [sys.executable, "-m", "model_archiver.model_packaging"]
-    command += ["--model-name", MODEL_NAME, "--version", "1.0", "--handler", "expansion.py"]
+    command += ["--model-name", name, "--version", "1.0", "--handler", entry]
     command += ["--config-file", CONFIG_NAME, "--extra-files", ",".join([*files, FINGERPRINT_NAME])]
     command += ["--export-path", str(folder), "--archive-format", "zip-store"]  # weights do not compress
     environment = {**os.environ, "TMPDIR": str(folder)}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    built = folder / f"{MODEL_NAME}.mar"
+    built = folder / f"{name}.mar"
     if result.returncode != 0 or not built.is_file():
         raise InternalError(f"torch-model-archiver failed: {result.stderr.strip()[-1000:]}", reason="ARCHIVER_FAILED")
     return built

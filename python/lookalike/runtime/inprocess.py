@@ -60,7 +60,7 @@ class InProcessRuntime:
 
     def health(self) -> RuntimeHealth:
         up = not self._stopping.is_set()
-        return RuntimeHealth(up=up, workers_ready=int(up))
+        return RuntimeHealth(up=up, workers=1, workers_ready=int(up))
 
     async def ready(self) -> bool:
         return not self._stopping.is_set()

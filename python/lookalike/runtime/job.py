@@ -67,13 +67,14 @@ class RuntimeHealth:
 
     Attributes:
         up: whether a job started now would run, as far as is known.
-        workers_ready: that could take one.
+        workers: there should be, which may be more than there are. workers_ready: that are well.
         restarts: of the whole of it, since it was started. worker_restarts: of single workers.
         pids: of its processes, if they are others than this one.
     """
 
     up: bool
     workers_ready: int
+    workers: int = 0
     restarts: int = 0
     worker_restarts: int = 0
     pids: tuple[int, ...] = ()
@@ -84,7 +85,7 @@ class Runtime(Protocol):
 
     @property
     def capacity(self) -> int:
-        """Expansions that may run at once; the caller never starts more."""
+        """Expansions that may run at once, as things are; the caller never starts more."""
         ...
 
     async def run(self, job: ExpansionJob, progress: ProgressCallback) -> Receipt:

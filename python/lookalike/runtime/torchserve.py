@@ -1,226 +1,216 @@
-"""Runs expansions in the workers of a TorchServe it starts, watches, restarts and ends.
+"""Runs expansions in the workers of one or more TorchServes, which it starts and ends, and adds and takes away.
 
-Torch-free, so that the front service can hold it. Process matters are `torchserve_process`'s, calls are
-`torchserve_client`'s.
+Torch-free, so that the front service can hold it. What becomes of one TorchServe is `torchserve_instance`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from lookalike import logs
-from lookalike.config import TorchServeConfig
-from lookalike.errors import FailedPrecondition, LookalikeError, Unavailable
+from lookalike.config import RealtimeConfig, TorchServeConfig
+from lookalike.errors import ResourceExhausted, Unavailable
 from lookalike.retrieval.receipt import Receipt
 from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, ProgressCallback, RuntimeHealth
-from lookalike.runtime.torchserve_client import TorchServeClient
-from lookalike.runtime.torchserve_process import TorchServeProcess
+from lookalike.runtime.score_job import ScoreJob, Scores
+from lookalike.runtime.score_wire import job_to_bytes, scores_from_bytes
+from lookalike.runtime.torchserve_instance import TorchServeInstance
 
 _log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2  # while it starts
-WATCH_SECONDS = 1.0  # while it runs
-# TorchServe itself ends a silent worker; ours is the net below, for when it does not say so.
-SILENCE_MARGIN_SECONDS = 30.0
-RESTART_DELAYS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
-
-
-@dataclass(frozen=True)
-class _Server:
-    process: TorchServeProcess
-    client: TorchServeClient
-
 
 class TorchServeRuntime:
-    """As many jobs at once as the archive has workers. `async with` it, or `start` and `stop` it.
+    """`torchserve.instances` TorchServes with `torchserve.workers` each. `async with` it, or `start` and `stop` it.
 
-    When the JVM dies, or has no live worker for the start-up time-out, TorchServe is started anew; a job that ran
-    meanwhile raises Unavailable and may be run again.
+    A job goes to the instance with the fewest; there are never more than workers that are ready for them.
     """
 
     def __init__(
-        self, config: TorchServeConfig, *, log_file: Path, checkpoint: str = "", log_format: logs.Format = "text"
+        self,
+        config: TorchServeConfig,
+        *,
+        log_file: Path,
+        checkpoint: str = "",
+        scoring: RealtimeConfig | None = None,
+        log_format: logs.Format = "text",
     ) -> None:
-        """`checkpoint`: fingerprint the archive must hold; empty: any."""
+        """`log_file`: of the first instance; see `LogFile`. `checkpoint`: the archive must hold; empty: any.
+
+        `scoring`: the instances are to score users, too, with workers for nothing else.
+        """
         self._config = config
-        self.log_file = log_file
+        self._log_file = log_file
         self._checkpoint = checkpoint
+        self._scoring = scoring
         self._log_format = log_format
-        self._server: _Server | None = None
-        self._usable = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
-        self._ready_workers = 0  # when last seen
-        self._known_workers: frozenset[int] = frozenset()  # process ids of all that were ready since it started
-        self._restarts = 0
-        self._worker_restarts = 0
+        self._instances: list[TorchServeInstance] = []
+        self._retiring: list[TorchServeInstance] = []
+        self._gone = (0, 0)  # restarts, and of workers, of instances that are no more
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._scaling = asyncio.Lock()
+
+    @property
+    def instances(self) -> tuple[TorchServeInstance, ...]:
+        """Those that take jobs."""
+        return tuple(self._instances)
 
     @property
     def capacity(self) -> int:
-        return self._config.workers
+        return sum(instance.places for instance in (*self._instances, *self._retiring))
 
     @property
     def pid(self) -> int | None:
-        """Of the process group TorchServe runs in, if it runs."""
-        return self._server.process.pid if self._server is not None else None
+        """Of the process group of the first instance, if it runs."""
+        return self._instances[0].pid if self._instances else None
 
     async def start(self) -> None:
-        """Start TorchServe and return when every worker is ready and one has answered.
+        """Start all instances and return when every worker is ready.
 
         Raises:
             NotFound: no archive. FailedPrecondition: it holds another checkpoint.
-            Unavailable: TorchServe does not come up; the message ends with its log.
+            Unavailable: a TorchServe does not come up; the message ends with its log.
         """
+        self._instances = [self._instance() for _ in range(self._config.instances)]
         try:
-            self._server = await self._launch()
-        except Unavailable as error:
-            if error.reason != "TORCHSERVE_ENDED":
+            async with asyncio.TaskGroup() as group:
+                for instance in self._instances:
+                    group.create_task(instance.start())
+        except BaseExceptionGroup as several:
+            await self.stop()
+            raise several.exceptions[0] from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def scale(self, config: TorchServeConfig) -> None:
+        """Go on with other numbers of `instances` and `workers`; with another of workers the archive has been built.
+
+        New instances come before old ones go, and those end when their last job has: nothing is run twice, as it would
+        be if TorchServe took workers away itself. Returns when the new ones are ready; the old ones may take longer.
+
+        Raises:
+            Unavailable: a TorchServe does not come up; it then stays with those there are.
+        """
+        async with self._scaling:
+            before, self._config = self._config, config
+            old = list(self._instances)
+            for instance in old:
+                instance.config = config
+            keep = 0 if config.workers != before.workers else min(len(old), config.instances)
+            # The least busy go first.
+            leaving = sorted(old, key=lambda instance: instance.busy)[: len(old) - keep]
+            try:
+                for _ in range(config.instances - keep):
+                    await self._add()
+                    if leaving:
+                        self._retire(leaving.pop(0))
+            except BaseException:
+                self._config = before  # asked for again, it is all done again
                 raise
-            _log.warning("%s\nTrying once more: somebody may have taken one of its ports", error)
-            self._server = await self._launch()
-        self._usable.set()
-        self._watch = asyncio.create_task(self._supervise(), name="torchserve-watch")
+            for instance in leaving:
+                self._retire(instance)
 
     async def stop(self) -> None:
-        """End TorchServe, its JVM and its workers; jobs that run raise Unavailable."""
-        self._usable.clear()
-        if self._watch is not None:
-            self._watch.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await self._watch
-            self._watch = None
-        await self._end_server()
+        """End every TorchServe, its JVM and its workers; jobs that run raise Unavailable."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        instances = [*self._instances, *self._retiring]
+        self._instances, self._retiring = [], []
+        await asyncio.gather(*(instance.stop() for instance in instances))
 
     async def run(self, job: ExpansionJob, progress: ProgressCallback) -> Receipt:
         """See `Runtime.run`. Cancelling the call leaves the worker at it: TorchServe cannot be told."""
-        if self._server is not None and self._server.process.returncode is not None:
-            self._usable.clear()  # dead, and not yet noticed
         try:
-            await asyncio.wait_for(self._usable.wait(), self._config.startup_timeout_seconds)
+            async with asyncio.timeout(self._config.startup_timeout_seconds):
+                instance = await self._take()
         except TimeoutError as error:
-            raise Unavailable("TorchServe is not running", reason=NOT_RUNNING) from error
-        assert self._server is not None
-        silence = self._config.response_timeout_seconds + SILENCE_MARGIN_SECONDS
-        await self._server.client.run(job, progress, silence=silence)
+            raise Unavailable("no worker of TorchServe is free", reason=NOT_RUNNING) from error
+        await instance.run(job, progress)
         return await asyncio.to_thread(Receipt.read, job.output)
 
+    async def score(self, job: ScoreJob) -> Scores:
+        """See `ScoreRuntime.score`."""
+        up = [instance for instance in self._instances if instance.up]
+        if self._scoring is None or not up:
+            raise Unavailable("no TorchServe runs that scores", reason=NOT_RUNNING)
+        instance = min(up, key=lambda instance: instance.scoring)
+        if instance.scoring >= self._scoring.workers * self._scoring.max_waiting:
+            raise ResourceExhausted(
+                f"{instance.scoring} requests for scores wait; come again, or have more realtime.workers",
+                reason="SCORING_BUSY",
+            )
+        return scores_from_bytes(await instance.score(job_to_bytes(job)))
+
     def health(self) -> RuntimeHealth:
-        server = self._server
-        up = server is not None and self._usable.is_set() and server.process.returncode is None
+        everyone = (*self._instances, *self._retiring)
         return RuntimeHealth(
-            up=up,
-            workers_ready=self._ready_workers if up else 0,
-            restarts=self._restarts,
-            worker_restarts=self._worker_restarts,
-            pids=server.process.pids() if server is not None else (),
+            up=any(instance.up for instance in self._instances),
+            workers=self._config.instances * self._config.workers,
+            workers_ready=sum(instance.ready_workers for instance in self._instances),
+            restarts=self._gone[0] + sum(instance.restarts for instance in everyone),
+            worker_restarts=self._gone[1] + sum(instance.worker_restarts for instance in everyone),
+            pids=tuple(pid for instance in everyone for pid in instance.pids),
         )
 
     async def ready(self) -> bool:
-        if self._server is None or not self._usable.is_set():
-            return False
-        try:
-            return bool(await self._server.client.ready_workers())
-        except LookalikeError:
-            return False
+        return any(instance.places for instance in self._instances)
 
-    async def _launch(self) -> _Server:
-        process = TorchServeProcess(self._config.archive, self.log_file, log_format=self._log_format)
-        client = TorchServeClient(process.ports, process.keys)
-        server = _Server(process, client)
-        try:
-            await self._until_ready(server)
-        except BaseException:
-            await process.stop()
-            await client.close()
-            raise
-        return server
+    async def _take(self) -> TorchServeInstance:
+        while True:
+            changed = self._changed
+            for instance in sorted(self._instances, key=lambda instance: instance.busy):
+                if instance.take():
+                    return instance
+            await changed.wait()
 
-    async def _until_ready(self, server: _Server) -> None:
-        deadline = time.monotonic() + self._config.startup_timeout_seconds
-        trouble, reason = "it has not answered", "TORCHSERVE_NOT_STARTED"
-        while time.monotonic() < deadline:
-            if server.process.returncode is not None:
-                trouble, reason = "it ended", "TORCHSERVE_ENDED"
-                break
-            try:
-                workers = await server.client.ready_workers()
-                if len(workers) >= self._config.workers:
-                    self._check(await server.client.ping())
-                    self._ready_workers, self._known_workers = len(workers), workers
-                    return
-                trouble = f"{len(workers)} of {self._config.workers} workers are ready"
-            except (FailedPrecondition, asyncio.CancelledError):
-                raise
-            except LookalikeError as error:  # not yet listening, no model yet, ...
-                trouble = error.message
-            await asyncio.sleep(POLL_SECONDS)
-        raise Unavailable(
-            f"TorchServe did not start: {trouble}. Its log, {server.process.log_file}, ends:\n"
-            f"{server.process.log_tail()}",
-            reason=reason,
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _instance(self) -> TorchServeInstance:
+        return TorchServeInstance(
+            self._config,
+            log_file=self._log_file,
+            checkpoint=self._checkpoint,
+            scoring=self._scoring,
+            log_format=self._log_format,
+            changed=self._tell,
         )
 
-    def _check(self, said: dict[str, str]) -> None:
-        if self._checkpoint and said["checkpoint"] != self._checkpoint:
-            raise FailedPrecondition(
-                f"{self._config.archive} holds checkpoint {said['checkpoint'][:12]}, not {self._checkpoint[:12]}: "
-                "build it again with `lookalike archive`",
-                field="torchserve.archive",
-                reason="CHECKPOINT_MISMATCH",
-            )
-
-    async def _supervise(self) -> None:
-        """Until cancelled: notice a dead JVM or one without workers, and start another."""
-        last_alive = time.monotonic()
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            assert self._server is not None
-            if self._server.process.returncode is None:
-                if await self._has_worker(self._server):
-                    last_alive = time.monotonic()
-                if time.monotonic() - last_alive < self._config.startup_timeout_seconds:
-                    continue
-            self._usable.clear()
-            _log.error("TorchServe died or has no worker; starting it again. Its log is %s", self.log_file)
-            await self._end_server()
-            self._restarts += 1
-            self._server = await self._relaunch()
-            self._usable.set()
-            last_alive = time.monotonic()
-
-    async def _has_worker(self, server: _Server) -> bool:
+    async def _add(self) -> None:
+        instance = self._instance()
         try:
-            workers = await server.client.ready_workers()
-        except LookalikeError:
-            workers = frozenset()
-        self._ready_workers = len(workers)
-        self._worker_restarts += len(workers - self._known_workers)
-        self._known_workers |= workers
-        return bool(workers)
+            await instance.start()
+        except BaseException:
+            await instance.stop()
+            raise
+        self._instances.append(instance)
+        self._tell()
+        _log.info("another TorchServe takes jobs; there are %d", len(self._instances))
 
-    async def _relaunch(self) -> _Server:
-        attempt = 0
-        while True:
-            await asyncio.sleep(RESTART_DELAYS[min(attempt, len(RESTART_DELAYS) - 1)])
-            attempt += 1
-            try:
-                return await self._launch()
-            except LookalikeError as error:
-                _log.error("TorchServe did not start again (attempt %d): %s", attempt, error)
-            except Exception:  # no disk, no memory, no descriptors: that may pass, and nobody else would try again
-                _log.exception("TorchServe did not start again (attempt %d)", attempt)
+    def _retire(self, instance: TorchServeInstance) -> None:
+        instance.retiring = True  # now, and not when its task begins
+        self._instances.remove(instance)
+        self._retiring.append(instance)
+        self._spawn(self._see_off(instance))
 
-    async def _end_server(self) -> None:
-        if self._server is not None:
-            server, self._server = self._server, None
-            await server.process.stop()  # first: calls then end with a status
-            await server.client.close()
+    async def _see_off(self, instance: TorchServeInstance) -> None:
+        _log.info("a TorchServe takes no more jobs; it ends when %d have", instance.busy)
+        await instance.retire()
+        self._retiring.remove(instance)
+        self._gone = (self._gone[0] + instance.restarts, self._gone[1] + instance.worker_restarts)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -16,7 +16,7 @@ import httpx
 
 from lookalike.errors import InternalError, LookalikeError, Unauthenticated, Unavailable
 from lookalike.retrieval.receipt import Progress
-from lookalike.runtime.archive import MODEL_NAME
+from lookalike.runtime.archive import MODEL_NAME, SCORE_SECONDS, SCORING_NAME
 from lookalike.runtime.job import ExpansionJob
 from lookalike.runtime.torchserve_process import Keys
 from lookalike.runtime.v1 import torchserve_pb2 as pb
@@ -67,13 +67,13 @@ class TorchServeClient:
         for channel in self._channels:
             await channel.close()
 
-    async def ready_workers(self) -> frozenset[int]:
-        """Process ids of the workers that have loaded the model and live.
+    async def ready_workers(self, model: str = MODEL_NAME) -> frozenset[int]:
+        """Process ids of the workers that have loaded a model and live.
 
         Raises:
             Unavailable: TorchServe does not answer. InternalError: it answers something else.
         """
-        request = pb.DescribeModelRequest(model_name=MODEL_NAME)
+        request = pb.DescribeModelRequest(model_name=model)
         answer = await self._unary(self._describe, request, "management")
         try:
             workers = json.loads(answer.msg)[0]["workers"]
@@ -81,16 +81,27 @@ class TorchServeClient:
         except (ValueError, LookupError, TypeError) as error:
             raise InternalError(f"TorchServe describes the model so: {answer.msg[:200]}") from error
 
-    async def ping(self) -> dict[str, Any]:
+    async def ping(self, model: str = MODEL_NAME) -> dict[str, Any]:
         """A prediction that does nothing: what the handler says of itself (`version`, `checkpoint`).
 
         Raises:
             Unavailable: no worker answers.
         """
-        request = pb.PredictionsRequest(model_name=MODEL_NAME, input={"ping": b"1"})
+        request = pb.PredictionsRequest(model_name=model, input={"ping": b"1"})
         answer = await self._unary(self._predict, request, "inference")
         said: dict[str, Any] = json.loads(answer.prediction)
         return said
+
+    async def score(self, job: bytes) -> bytes:
+        """Have users scored: both as `score_wire` writes them.
+
+        Raises:
+            LookalikeError: whatever the handler raised. Unavailable: the worker or TorchServe died.
+        """
+        request = pb.PredictionsRequest(model_name=SCORING_NAME, input={"job": job})
+        answer = await self._unary(self._predict, request, "inference", SCORE_SECONDS)
+        scores: bytes = answer.prediction
+        return scores
 
     async def run(self, job: ExpansionJob, progress: Callable[[Progress], None], *, silence: float) -> None:
         """Run the job to its end.
@@ -116,16 +127,16 @@ class TorchServeClient:
             finally:
                 call.cancel()
 
-    async def _unary(self, method: Any, request: Any, kind: str) -> Any:
+    async def _unary(self, method: Any, request: Any, kind: str, seconds: float = CALL_SECONDS) -> Any:
         for attempt in (1, 2):
             try:
-                return await method(request, metadata=await self._authorization(kind), timeout=CALL_SECONDS)
+                return await method(request, metadata=await self._authorization(kind), timeout=seconds)
             except grpc.aio.AioRpcError as error:
                 if error.code() in _DENIED and attempt == 1:
                     await self._renew(kind)
                     continue
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise Unavailable(f"TorchServe did not answer in {CALL_SECONDS:.0f} s") from error
+                    raise Unavailable(f"TorchServe did not answer in {seconds:.0f} s") from error
                 raise to_error(error) from error
         raise AssertionError("unreachable")
 

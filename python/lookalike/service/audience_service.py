@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         audiences: AudienceStore,
         present: Present,
         jobs: Path,
-        capacity: int,
+        capacity: Callable[[], int],
         min_seeds: int,
         page_size: int,
     ) -> None:
@@ -154,7 +154,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             k=order.k,
             pool_users=self._pool.num_users,
             min_seeds=self._min_seeds,
-            wait_seconds=load.wait_seconds(self._capacity),
+            wait_seconds=load.wait_seconds(self._capacity()),
             run_seconds=load.run_seconds,
         )
 

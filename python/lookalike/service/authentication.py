@@ -17,6 +17,7 @@ import grpc
 
 from lookalike.errors import LookalikeError, PermissionDenied, Unauthenticated, Unavailable
 from lookalike.service.audit import AuditLog
+from lookalike.service.audit_sums import AuditSums
 from lookalike.service.caller import LOCAL, Caller, set_current
 from lookalike.service.permissions import OPEN, RULES, Rule
 from lookalike.service.status import abort
@@ -46,12 +47,14 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         self._tokens = tokens
         self._audit = audit
         self._rules = rules
+        self._sums = AuditSums(audit)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """Wait until what was begun is done and noted."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._sums.close()
 
     async def intercept_service(
         self,
@@ -141,7 +144,9 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Any) -> Any:
             set_current(caller)
             try:
-                if rule.event:
+                if rule.summed:
+                    response = await self._counted(behaviour, request, context, method, rule, caller)
+                elif rule.event:
                     # A client that hangs up does not keep its deed out of the log.
                     response = await asyncio.shield(
                         self._spawn(self._noted(behaviour, request, context, method, rule, caller))
@@ -165,6 +170,21 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             raise
         members = rule.members(response) or None
         await self._audit.note(rule.event, **who, **rule.fields(request, response), code="OK", members=members)
+        return response
+
+    async def _counted(
+        self, behaviour: Any, request: Any, context: Any, method: str, rule: Rule, caller: Caller
+    ) -> Any:
+        who = _who(caller, method, context)
+        try:
+            response = await behaviour(request, context)
+        except Exception:
+            with suppress(Unavailable):
+                fields = rule.fields(request, None)
+                await self._sums.note(rule.event, members=0, **who, **fields, code=_code(context))
+            raise
+        members = rule.members(response)
+        await self._sums.note(rule.event, members=members, **who, **rule.fields(request, response), code="OK")
         return response
 
     def _streaming(self, behaviour: Any, method: str, rule: Rule, caller: Caller) -> Any:

@@ -12,8 +12,9 @@ from lookalike import logs
 class Scope(StrEnum):
     """What a caller may do."""
 
-    EXPAND = "expand"  # submit, refresh, cancel, score
+    EXPAND = "expand"  # submit, refresh, cancel
     READ = "read"  # operations, audiences and their members
+    SCORE = "score"  # given users, by an audience's model
     DELETE = "delete"  # operations, audiences, users who opted out
 
 

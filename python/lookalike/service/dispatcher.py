@@ -80,6 +80,7 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self._unfinished: list[Operation] = []  # to be given back to the queue
         self._closed = False
+        self._draining = asyncio.Event()
 
     async def start(self) -> None:
         """Put what a former server left running back into the queue, and begin."""
@@ -91,6 +92,17 @@ class Dispatcher:
     def wake(self) -> None:
         """Look at the queue again."""
         self._wake.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing more from the queue, and wait so long for what runs to end."""
+        self._draining.set()
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            tasks = [running.task for running in self._running.values() if running.task is not None]
+            if not tasks:
+                return
+            _log.info("waiting up to %.0f s for %d operations to end", left, len(tasks))
+            await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
     async def close(self) -> None:
         """Stop what runs and put it back into the queue, for another server or the next; release all waiters."""
@@ -184,9 +196,12 @@ class Dispatcher:
                 self.wake()
 
     async def _fill(self) -> None:
-        while len(self._running) < self._runtime.capacity:
+        while not self._draining.is_set() and len(self._running) < self._runtime.capacity:
             operation = await self._claim()
             if operation is None:
+                return
+            if self._draining.is_set():
+                self._unfinished.append(operation)
                 return
             before = self._running.get(operation.id)
             if before is not None and before.task is not None:  # ours once, lost, and ours again before it has stopped
@@ -337,9 +352,12 @@ class Dispatcher:
 
     async def _tend(self) -> None:
         """What a front does for the others and they for it, and what failed before."""
-        renewed = -math.inf
+        renewed, capacity = -math.inf, self._runtime.capacity
         while True:
             await asyncio.sleep(TEND_SECONDS)
+            if self._runtime.capacity > capacity:
+                self.wake()
+            capacity = self._runtime.capacity
             try:
                 while self._unfinished:
                     await self._end_cancelled(await self._leases.give_back(self._unfinished[0]))

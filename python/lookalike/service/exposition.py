@@ -90,8 +90,8 @@ class _Looker(Collector):
         gauges = {
             "audience_store_up": ("Whether the operations database answers.", float(queue is not None)),
             "audience_operations_running": ("Operations that run in this front.", float(it.dispatcher.running)),
-            "audience_workers": ("Operations this front may run at once.", float(it.runtime.capacity)),
-            "audience_workers_ready": ("Workers that could take one.", float(health.workers_ready)),
+            "audience_workers": ("Workers there should be.", float(max(health.workers, it.runtime.capacity))),
+            "audience_workers_ready": ("Workers that are well.", float(health.workers_ready)),
             "audience_runtime_up": ("Whether what runs expansions does.", float(health.up)),
             "audience_runtime_memory_bytes": ("Of its own processes, shared pages divided.", _memory(health.pids)),
         }

@@ -16,10 +16,12 @@ from lookalike.errors import LookalikeError
 from lookalike.retrieval.receipt import Progress, Stage
 from lookalike.service.records import Operation
 from lookalike.service.status import ERROR_CODES, code_of
-from lookalike.v1 import audience_pb2
+from lookalike.v1 import audience_pb2, scoring_pb2
 
 # From a lookup in SQLite to a wait for an operation's end.
 CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+# From a model in memory to one that has to be loaded.
+SCORE_SECONDS = (0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.05, 0.1, 0.25, 1, 5)
 # From matching a thousand seeds to scoring a billion users.
 STAGE_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600)
 WAIT_SECONDS = (0.05, 0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
@@ -29,6 +31,7 @@ NO_STAGE = "QUEUED"
 
 SERVICES = (
     audience_pb2.DESCRIPTOR.services_by_name["AudienceService"],
+    scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"],
     operations_pb2.DESCRIPTOR.services_by_name["Operations"],
 )
 METHODS = {
@@ -74,6 +77,7 @@ class Metrics:
             buckets=CALL_SECONDS,
             registry=self.registry,
         )
+        self.scoring = ScoringMetrics(self.registry)
         self._begin()
 
     def describe(self, checkpoint: str) -> None:
@@ -134,6 +138,31 @@ class Metrics:
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
+
+
+class ScoringMetrics:
+    """Of ScoreUsers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter("audience_score_requests", "Calls of ScoreUsers.", ["code"], registry=registry)
+        self._seconds = Histogram(
+            "audience_score_seconds", "Time of those that were answered.", buckets=SCORE_SECONDS, registry=registry
+        )
+        self._users = Counter("audience_score_users", "Users they asked for.", registry=registry)
+        self._hits = Counter("audience_score_model_hits", "Those whose model was in memory.", registry=registry)
+        self._loads = Counter("audience_score_model_loads", "Those whose model had to be loaded.", registry=registry)
+        for code in ("OK", *ERROR_CODES):
+            self._requests.labels(code)
+
+    def ended(self, error: LookalikeError | None, seconds: float) -> None:
+        """A call was answered, or failed."""
+        self._requests.labels(code_of(error)).inc()
+        if error is None:
+            self._seconds.observe(seconds)
+
+    def scored(self, users: int, *, loaded: float) -> None:
+        self._users.inc(users)
+        (self._loads if loaded else self._hits).inc()
 
 
 class Scored:

@@ -24,12 +24,14 @@ class Rule:
         event: its lines in the audit log have; empty: it has none, for it neither changes anything nor tells of people.
         fields: of that line, from the request and, where there is one, the response. Names only, never people.
         members: how many a message of the response hands out.
+        summed: one line a minute tells of all calls that are alike; see `audit_sums`.
     """
 
     scope: Scope | None
     event: str = ""
     fields: Callable[[Any, Any], Fields] = lambda request, response: {}
     members: Callable[[Any], int] = lambda message: 0
+    summed: bool = False
 
 
 # Ids that the service draws, and those a caller may choose.
@@ -52,6 +54,7 @@ def _ordered(request: Any, response: Any) -> Fields:
 
 _AUDIENCES = "/lookalike.v1.AudienceService"
 _OPERATIONS = "/google.longrunning.Operations"
+_SCORING = "/lookalike.v1.ScoringService"
 
 RULES: Mapping[str, Rule] = {
     f"{_AUDIENCES}/ExpandAudience": Rule(Scope.EXPAND, "expand", _ordered),
@@ -78,6 +81,13 @@ RULES: Mapping[str, Rule] = {
     ),
     f"{_OPERATIONS}/DeleteOperation": Rule(
         Scope.DELETE, "delete", lambda request, response: {"operation": _resource(request.name)}
+    ),
+    f"{_SCORING}/ScoreUsers": Rule(
+        Scope.SCORE,
+        "score",
+        lambda request, response: {"audience": _resource(request.audience)},
+        lambda response: len(response.scores),
+        summed=True,
     ),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Rule(None),
 }

@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.longrunning import operations_pb2, operations_pb2_grpc
@@ -22,6 +25,7 @@ from lookalike.errors import DataCorrupted, FailedPrecondition, NotFound
 from lookalike.pool.snapshot import Pool
 from lookalike.runtime.confined import ConfinedRuntime
 from lookalike.runtime.job import Runtime
+from lookalike.runtime.score_job import ScoreRuntime
 from lookalike.schema import FeatureSchema
 from lookalike.service.audience_service import AudienceServicer
 from lookalike.service.audiences import AudienceStore
@@ -40,15 +44,18 @@ from lookalike.service.metrics import Metrics
 from lookalike.service.observation import ObservingInterceptor
 from lookalike.service.operations import OperationStore
 from lookalike.service.operations_service import OperationsServicer, presenter
+from lookalike.service.scoring_service import ScoringServicer
 from lookalike.service.status import ErrorInterceptor
 from lookalike.service.token_file import TokenFile, tokens_path
 from lookalike.tracing import Tracing
-from lookalike.v1 import audience_pb2, audience_pb2_grpc
+from lookalike.v1 import audience_pb2, audience_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
 AUDIENCE_SERVICE = audience_pb2.DESCRIPTOR.services_by_name["AudienceService"].full_name
 OPERATIONS_SERVICE = operations_pb2.DESCRIPTOR.services_by_name["Operations"].full_name
+SCORING_SERVICE = scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"].full_name
+SERVICES = (AUDIENCE_SERVICE, OPERATIONS_SERVICE, SCORING_SERVICE)
 
 
 async def serve(
@@ -57,18 +64,22 @@ async def serve(
     pool: Path,
     checkpoint_fingerprint: str,
     runtime: Runtime,
+    scoring: ScoreRuntime | None = None,
     ready: Callable[[str], None],
     stop: asyncio.Event,
+    hurry: asyncio.Event | None = None,
     campaign_schema: FeatureSchema | None = None,
     model_created: float | None = None,
 ) -> None:
-    """Serve until `stop` is set; then finish calls within the grace period and leave jobs for the next start.
+    """Serve until `stop` is set; then wait for what runs, finish calls, and leave the other jobs for the next start.
 
     Args:
         pool: snapshot all jobs run on.
         checkpoint_fingerprint: of the general checkpoint the runtime holds.
         runtime: started; it is not stopped here.
+        scoring: likewise, for ScoreUsers, which has none by default.
         ready: told the address once calls are answered.
+        hurry: set, nothing that runs is waited for any longer.
         campaign_schema: lets unknown features be refused at the door; see `read_campaign_schema`.
         model_created: Unix seconds, for the metric of the model's age.
 
@@ -113,11 +124,12 @@ async def serve(
                 audiences=audiences,
                 present=present,
                 jobs=folder.jobs,
-                capacity=runtime.capacity,
+                capacity=lambda: runtime.capacity,
                 min_seeds=config.adaptation.min_seeds,
                 page_size=service.page_size,
             )
             operations = OperationsServicer(store, dispatcher, present)
+            scorer = ScoringServicer(pool=opened, audiences=audiences, runtime=scoring, metrics=metrics)
             observed = Observed(store, dispatcher, runtime, folder.path, model_created)
             watch = ObservingInterceptor(metrics, tracing)
             async with (
@@ -125,7 +137,9 @@ async def serve(
                 _forgetting(service, database, folder),
                 exposition(service.metrics_listen, metrics, observed),
             ):
-                await _run(service, endpoint, [watch, authentication], servicer, operations, dispatcher, ready, stop)
+                services = _Services(servicer, operations, scorer)
+                ends = (stop, hurry or asyncio.Event())
+                await _run(service, endpoint, [watch, authentication], services, dispatcher, ready, *ends)
         finally:
             await database.close()
             await asyncio.to_thread(tracing.close)
@@ -146,29 +160,40 @@ def read_campaign_schema(checkpoint: Path) -> FeatureSchema:
         raise DataCorrupted(f"{path} is no checkpoint of ours: {error!r}", field="checkpoint") from error
 
 
+@dataclass(frozen=True)
+class _Services:
+    audiences: AudienceServicer
+    operations: OperationsServicer
+    scoring: ScoringServicer
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        audience_pb2_grpc.add_AudienceServiceServicer_to_server(self.audiences, server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(self.operations, server)
+        scoring_pb2_grpc.add_ScoringServiceServicer_to_server(self.scoring, server)
+
+
 async def _run(
     config: ServiceConfig,
     endpoint: Endpoint,
     interceptors: list[grpc.aio.ServerInterceptor],
-    servicer: AudienceServicer,
-    operations: OperationsServicer,
+    services: _Services,
     dispatcher: Dispatcher,
     ready: Callable[[str], None],
     stop: asyncio.Event,
+    hurry: asyncio.Event,
 ) -> None:
     checks = health.aio.HealthServicer()
-    for name in (AUDIENCE_SERVICE, OPERATIONS_SERVICE):
+    for name in SERVICES:
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def make(options: list[tuple[str, int]]) -> grpc.aio.Server:
         server = grpc.aio.server(
-            interceptors=[*interceptors, ErrorInterceptor((AUDIENCE_SERVICE, OPERATIONS_SERVICE))],
+            interceptors=[*interceptors, ErrorInterceptor(SERVICES)],
             options=[("grpc.max_receive_message_length", config.max_message_mib * 2**20), *options],
         )
-        audience_pb2_grpc.add_AudienceServiceServicer_to_server(servicer, server)
-        operations_pb2_grpc.add_OperationsServicer_to_server(operations, server)
+        services.add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        names = (AUDIENCE_SERVICE, OPERATIONS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         return server
 
@@ -179,12 +204,24 @@ async def _run(
         ready(address)
         await stop.wait()
     finally:
-        _log.info("shutting down; %.0f s for calls to end", config.shutdown_grace_seconds)
-        servicer.accepting = False
+        _log.info("shutting down; it takes no more orders")
+        # First, for whoever shares the load out. Calls are answered while operations end, for somebody follows those.
         await checks.enter_graceful_shutdown()
+        services.audiences.accepting = False
+        drained_by = time.monotonic() + config.drain_seconds
+        await _unless_hurried(dispatcher.drain(config.drain_seconds), hurry)
+        left = 0.0 if hurry.is_set() else drained_by - time.monotonic()  # streams may have it, too
         dispatcher.release_waiters()
-        await endpoint.stop(config.shutdown_grace_seconds)
+        await endpoint.stop(max(config.shutdown_grace_seconds, left))
         await dispatcher.close()
+
+
+async def _unless_hurried(work: Coroutine[Any, Any, None], hurry: asyncio.Event) -> None:
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(work), asyncio.ensure_future(hurry.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager

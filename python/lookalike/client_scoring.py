@@ -1,0 +1,55 @@
+"""What `Client.score` sends and returns. Knows the protos; free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lookalike.v1 import audience_pb2, scoring_pb2
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Users scored by an audience's model.
+
+    Attributes:
+        users: in the order asked for: user_id; score float32, null for who is not in the pool; and if asked for: rank
+            int64, 1 + the members who score higher, null likewise, and member bool.
+        cutoff_score: of the last member.
+        model_sha256: of the model that scored; pool_sha256: of the pool whose features were scored.
+    """
+
+    users: pa.RecordBatch
+    cutoff_score: float
+    model_sha256: str
+    pool_sha256: str
+
+
+def score_request(audience: str, users: audience_pb2.UserIds, with_ranks: bool) -> scoring_pb2.ScoreUsersRequest:
+    """The message."""
+    return scoring_pb2.ScoreUsersRequest(audience=audience, users=users, with_ranks=with_ranks)
+
+
+def scores_of(request: scoring_pb2.ScoreUsersRequest, response: scoring_pb2.ScoreUsersResponse) -> Scores:
+    """The answer as columns."""
+    found = pa.array(response.found, pa.bool_())
+    if request.users.WhichOneof("kind") == "strings":
+        ids = pa.array(request.users.strings.values, pa.large_string())
+    else:
+        ids = pa.array(request.users.integers.values, pa.int64())
+
+    def known(values: pa.Array) -> pa.Array:
+        return pc.if_else(found, values, pa.scalar(None, values.type))
+
+    columns = {"user_id": ids, "score": known(pa.array(response.scores, pa.float32()))}
+    if request.with_ranks:
+        columns["rank"] = known(pa.array(response.ranks, pa.int64()))
+        columns["member"] = pa.array(response.members, pa.bool_())
+    return Scores(
+        users=pa.RecordBatch.from_pydict(columns),
+        cutoff_score=response.cutoff_score,
+        model_sha256=response.model_sha256,
+        pool_sha256=response.pool_sha256,
+    )
