@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lookalike import __version__
 from lookalike.config import Config, ScoringConfig
 from lookalike.errors import AlreadyExists, DataCorrupted, FailedPrecondition
@@ -21,7 +19,7 @@ from lookalike.files import file_digest, staged_folder
 from lookalike.pool.bitmap import Bitmap
 from lookalike.pool.exclusions import Exclude, UserIds, marked_ids
 from lookalike.pool.snapshot import Pool
-from lookalike.retrieval.audience import Audience, write_exclusions, write_ids, write_members, write_receipt
+from lookalike.retrieval.audience import Audience, write_exclusions, write_ids, write_receipt
 from lookalike.retrieval.eligibility import Skipped
 from lookalike.retrieval.insight import Insight
 from lookalike.retrieval.preview import MOST_USERS, measure
@@ -31,7 +29,6 @@ from lookalike.retrieval.receipt import (
     EXCLUSIONS_NAME,
     FORMAT_VERSION,
     MODEL_NAME,
-    PREVIOUS_NAME,
     RECEIPT_NAME,
     RESERVE_NAME,
     SEEDS_NAME,
@@ -289,14 +286,9 @@ class Expander:
         return score_exactly(self.pool, reference, rows, cancelled=watch.cancelled)
 
     def _write(self, staged: Path, work: Work, request: Request, chosen: Ranking) -> None:
-        members, rest = chosen.members, ~chosen.members
-        write_members(staged / AUDIENCE_NAME, self.pool.user_ids(chosen.rows[members]), chosen.scores[members])
+        bounded = request.previous is not None and request.previous.budget < 1
+        chosen.write(staged, self.pool, reserve=bool(request.reserve), bounded=bounded)
         write_ids(staged / SEEDS_NAME, self.pool.user_ids(request.seed_rows))
-        if request.reserve or rest.any():
-            ids, scores = self.pool.user_ids(chosen.rows[rest]), chosen.scores[rest]
-            write_members(staged / RESERVE_NAME, ids, scores, first_rank=chosen.size + 1)
-        if request.previous is not None and request.previous.budget < 1:
-            write_ids(staged / PREVIOUS_NAME, self.pool.user_ids(np.sort(chosen.rows[chosen.previous])))
         if request.exclusions_sha256:
             excluded = marked_ids(self.pool, request.exclusions.bitmap)
             write_exclusions(staged / EXCLUSIONS_NAME, self.pool.id_type, excluded)

@@ -210,9 +210,12 @@ def write_exclusions(path: Path, id_type: pa.DataType, pieces: Iterable[pa.Array
 
 def write_receipt(folder: Path, receipt: Receipt) -> None:
     """Write `manifest.json`."""
-    (folder / RECEIPT_NAME).write_text(
-        json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (folder / RECEIPT_NAME).write_bytes(receipt_text(receipt))
+
+
+def receipt_text(receipt: Receipt) -> bytes:
+    """What `manifest.json` holds."""
+    return (json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def ids_digest(pieces: Iterable[pa.Array]) -> str:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from lookalike.pool.bitmap import Bitmap, marked
+from lookalike.pool.snapshot import Pool
+from lookalike.retrieval.audience import write_ids, write_members
 from lookalike.retrieval.membership import Cutoff, Flags, choose, cutoff, mean, must_keep
-from lookalike.retrieval.receipt import Refresh, Reserve
+from lookalike.retrieval.receipt import AUDIENCE_NAME, PREVIOUS_NAME, RESERVE_NAME, Refresh, Reserve
 from lookalike.retrieval.request import Previous
 from lookalike.retrieval.rescoring import Rows, Scores, Selection, best
 
@@ -48,6 +51,18 @@ class Ranking:
     def size(self) -> int:
         """Members."""
         return int(np.count_nonzero(self.members))
+
+    def write(self, folder: Path, pool: Pool, *, reserve: bool, bounded: bool) -> None:
+        """Write the members; who comes next, if a reserve is wanted or there is one; and who was there before, if a
+        budget bounds how many may not be.
+        """
+        members, rest = self.members, ~self.members
+        write_members(folder / AUDIENCE_NAME, pool.user_ids(self.rows[members]), self.scores[members])
+        if reserve or rest.any():
+            ids = pool.user_ids(self.rows[rest])
+            write_members(folder / RESERVE_NAME, ids, self.scores[rest], first_rank=self.size + 1)
+        if bounded:
+            write_ids(folder / PREVIOUS_NAME, pool.user_ids(np.sort(self.rows[self.previous])))
 
     def reserve(self, sha256: str) -> Reserve:
         """As the receipt says it."""
