@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lookalike.files import file_digest, staged_folder
 from lookalike.pool.bitmap import count, empty_bitmap, mark
@@ -37,8 +39,8 @@ class Scored:
         return self.ids.take(pa.array(rows))
 
     def rows(self, user_ids: Collection[object]) -> np.ndarray:
-        wanted = set(user_ids)
-        return np.array([row for row, one in enumerate(self.ids.to_pylist()) if one in wanted], np.int64)
+        rows = pc.index_in(pa.array(list(user_ids), self.ids.type), value_set=self.ids)
+        return np.unique(np.array([row for row in rows.to_pylist() if row is not None], np.int64))
 
 
 def ranking(
@@ -69,9 +71,13 @@ def make_audience(
     exclusions: Sequence[object] = (),
     opted_out: Collection[object] = (),
     previous: Previous | None = None,
+    seeds_are_skipped: bool = True,
+    receipt: Mapping[str, object] | None = None,
 ) -> Receipt:
-    """An audience folder as an expansion leaves it; seeds and exclusions are users of the pool."""
-    skip = {*seeds, *exclusions, *opted_out}
+    """An audience folder as an expansion leaves it; seeds and exclusions are users of the pool. `receipt`: what else it
+    is to say.
+    """
+    skip = {*(seeds if seeds_are_skipped else ()), *exclusions, *opted_out}
     chosen, selection = ranking(pool, k, reserve, skip=skip, previous=previous)
     with staged_folder(folder) as staged:
         chosen.write(staged, pool, reserve=reserve > 0, bounded=previous is not None and previous.budget < 1)
@@ -81,7 +87,7 @@ def make_audience(
         if len(exclusions):
             write_exclusions(staged / EXCLUSIONS_NAME, pool.ids.type, [excluded])
         has_reserve = (staged / RESERVE_NAME).exists()
-        receipt = Receipt(
+        told = Receipt(
             format_version=1,
             code_version="test",
             job_id="0" * 32,
@@ -120,8 +126,9 @@ def make_audience(
             refresh=chosen.refresh(previous) if previous is not None else None,
             opted_out=count(bitmap_of(pool, opted_out)),
         )
-        write_receipt(staged, receipt)
-    return receipt
+        told = replace(told, **(receipt or {}))
+        write_receipt(staged, told)
+    return told
 
 
 def bitmap_of(pool: Scored, users: Collection[object]) -> np.ndarray:

@@ -32,8 +32,9 @@ from lookalike.channel import open_channel
 from lookalike.client_tracing import traced
 from lookalike.errors import InvalidInput, Unavailable
 from lookalike.schema import FeatureValue
+from lookalike.service.features import feature_message
 from lookalike.service.status import from_rpc_error, from_status
-from lookalike.v1 import audience_pb2, audience_pb2_grpc, campaign_pb2
+from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
 _T = TypeVar("_T")
 UserIds: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[int | str]
@@ -350,7 +351,7 @@ def _request(
     request.campaign.name = campaign
     request.include_seeds = include_seeds
     for name, value in (features or {}).items():
-        request.campaign.features[name].CopyFrom(_named(f"features.{name}", partial(_feature, value)))
+        request.campaign.features[name].CopyFrom(_named(f"features.{name}", partial(feature_message, value)))
     if k is not None:
         _named("k", lambda: setattr(request, "k", k))
     elif pool_share is not None:
@@ -390,29 +391,6 @@ def _user_ids(seeds: UserIds) -> audience_pb2.UserIds:
     if values and isinstance(values[0], str):
         return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=values))
     return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=values))
-
-
-def _feature(value: FeatureValue) -> campaign_pb2.FeatureValue:
-    match value:
-        case None:
-            return campaign_pb2.FeatureValue()
-        case bool():  # as a column of booleans reads
-            return campaign_pb2.FeatureValue(text=str(value).lower())
-        case str():
-            return campaign_pb2.FeatureValue(text=value)
-        case int():
-            return campaign_pb2.FeatureValue(integer=value)
-        case float():
-            return campaign_pb2.FeatureValue(number=value)
-        case _:
-            items = [_item(item) for item in value]
-            return campaign_pb2.FeatureValue(list=campaign_pb2.FeatureValues(items=items))
-
-
-def _item(value: str | int) -> campaign_pb2.FeatureItem:
-    if isinstance(value, str):
-        return campaign_pb2.FeatureItem(text=value)
-    return campaign_pb2.FeatureItem(integer=value)
 
 
 def _batch(message: audience_pb2.StreamAudienceMembersResponse) -> pa.RecordBatch:

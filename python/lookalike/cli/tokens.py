@@ -37,7 +37,7 @@ def _group() -> None:
 def create(
     tenant: Annotated[str, typer.Option(help="Whose it is: tenants see what is theirs and nothing else.")],
     scope: Annotated[
-        list[str], typer.Option(metavar="SCOPE", help="What it allows: expand, read or delete; repeatable.")
+        list[str], typer.Option(metavar="SCOPE", help="What it allows: expand, read, delete or admin; repeatable.")
     ],
     expires: Annotated[str, typer.Option(metavar="TIME", help="How long it lasts: 90d, 12h, 30m, or never.")] = "90d",
     description: Annotated[str, typer.Option(help="Who or what it is for.")] = "",

@@ -156,7 +156,7 @@ class _List:
         listed = self.reserve.listed - int(np.count_nonzero(best))
         scores = self.scores[~gone]
         last = float(scores[listed - 1]) if listed else None
-        # Whoever is better than the former last one is listed, so that all who are tied with the new one can be counted.
+        # Whoever is better than the former last one is listed, so that all who tie with the new one can be counted.
         ties = self.reserve.ties_at_end - tied
         if last is not None and last != end[0]:
             ties = int(np.count_nonzero(scores[:listed] == np.float32(last)))

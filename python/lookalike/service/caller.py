@@ -15,6 +15,7 @@ class Scope(StrEnum):
     EXPAND = "expand"  # submit, refresh, cancel, score
     READ = "read"  # operations, audiences and their members
     DELETE = "delete"  # operations, audiences, users who opted out
+    ADMIN = "admin"  # what concerns all tenants: users who opt out of everything
 
 
 @dataclass(frozen=True)

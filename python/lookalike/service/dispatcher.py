@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -59,11 +59,15 @@ class Dispatcher:
         pool: Path,
         checkpoint: str,
         max_attempts: int,
+        opted_out: Callable[[Operation], Awaitable[Path | None]] | None = None,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
         metrics: Metrics | None = None,
         tracing: Tracing | None = None,
     ) -> None:
-        """`jobs`: a folder for each active operation; `pool`, `checkpoint`: what jobs run on, whenever ordered."""
+        """`jobs`: a folder for each active operation; `pool`, `checkpoint`: what jobs run on, whenever ordered;
+        `opted_out`: the file of users whom an operation's job is to leave out.
+        """
+        self._opted_out = opted_out
         self._store = store
         self._leases = leases
         self._runtime = runtime
@@ -263,6 +267,7 @@ class Dispatcher:
             running.note(Progress(Stage.SCORING, receipt.pool_users, receipt.pool_users))
             running.note(Progress(Stage.WRITING, 1, 1))
             return
+        job = replace(job, opted_out=await self._list_opted_out(operation))
         attempt = 0
         while True:
             await self._begin_attempt(operation)
@@ -309,6 +314,14 @@ class Dispatcher:
         if running.receipt is not None:
             running.scored(Progress(Stage.SCORING, running.receipt.pool_users, running.receipt.pool_users))
             self._metrics.succeeded(running.receipt.seconds)
+
+    async def _list_opted_out(self, operation: Operation) -> Path | None:
+        if self._opted_out is None:
+            return None
+        try:
+            return await self._opted_out(operation)
+        except Exception as error:
+            raise _NotOurs(f"who has opted out cannot be told: {error}") from error
 
     async def _begin_attempt(self, operation: Operation) -> None:
         try:
