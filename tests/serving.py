@@ -71,13 +71,13 @@ def write_audience(job: ExpansionJob, members: pa.Array, scores: np.ndarray | No
     return receipt
 
 
-def first_users(job: ExpansionJob) -> Receipt:
-    """A real audience of the first k users of the pool, the best first, without those who opted out or are excluded;
-    with a reserve and a churn budget as the job has them.
+def first_users(job: ExpansionJob, first: int = 0) -> Receipt:
+    """A real audience of k users of the pool, the best first, from row `first` on and around, without those who opted
+    out or are excluded; with a reserve and a churn budget as the job has them.
     """
     pool = Pool.open(job.pool)
     ids = pool.user_ids(np.arange(pool.num_users))
-    scored = Scored(ids, np.linspace(1.0, 0.0, len(ids)))
+    scored = Scored(ids, np.roll(np.linspace(1.0, 0.0, len(ids)), first))
     known = set(ids.to_pylist())
     gone, excluded = (
         [one for one in read_seeds(path).to_pylist() if one in known] if path else []
@@ -130,6 +130,7 @@ class ScriptedRuntime:
     running: int = 0
     most: int = 0
     users: int = 1000
+    first: int = 0
     _held: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -163,7 +164,7 @@ class ScriptedRuntime:
                     raise Cancelled("stopped by its flag")
                 await asyncio.sleep(0.01)
             progress(Progress(Stage.SCORING, self.users, self.users))
-            return first_users(job)
+            return first_users(job, self.first)
         finally:
             self._count(-1)
 

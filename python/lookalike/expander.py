@@ -121,7 +121,7 @@ class Expander:
                 seeds.
             random_seed: of negatives, folds and batches. The same request gives the same bytes.
             reserve: so many of those who come next are kept beside the members, for `retrieval.revise`.
-            opted_out: users to leave out as `exclude`, but of whom no id is kept.
+            opted_out: users to leave out as `exclude`, but of whom no id is kept, be they seeds or excluded too.
             previous: the audience this one refreshes; its budget bounds how many members change.
             progress: called at least once a training step and once a scored block, on this thread.
             cancelled: asked as often.
@@ -288,9 +288,9 @@ class Expander:
     def _write(self, staged: Path, work: Work, request: Request, chosen: Ranking) -> None:
         bounded = request.previous is not None and request.previous.budget < 1
         chosen.write(staged, self.pool, reserve=bool(request.reserve), bounded=bounded)
-        write_ids(staged / SEEDS_NAME, self.pool.user_ids(request.seed_rows))
+        write_ids(staged / SEEDS_NAME, self.pool.user_ids(request.recorded_seeds))
         if request.exclusions_sha256:
-            excluded = marked_ids(self.pool, request.exclusions.bitmap)
+            excluded = marked_ids(self.pool, request.recorded_exclusions)
             write_exclusions(staged / EXCLUSIONS_NAME, self.pool.id_type, excluded)
         shutil.copyfile(work.model, staged / MODEL_NAME)
 
@@ -364,6 +364,7 @@ class Expander:
             users_filtered=skip.filtered,
             exclusions=counts(request.exclusions),
             opted_out=request.opted_out.matched if request.opted_out is not None else 0,
+            removed=request.removed(self.pool),
             k=chosen.size,
             cutoff_score=cutoff.score,
             ties_at_cutoff=cutoff.ties,

@@ -16,7 +16,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from lookalike import __version__
-from lookalike.cli import bench, data, doctor, exits, expansion, figures, insight, model, pool, remote, serving, tokens
+from lookalike.cli import (
+    bench,
+    curation,
+    data,
+    doctor,
+    exits,
+    expansion,
+    figures,
+    insight,
+    model,
+    pool,
+    serving,
+    tokens,
+)
 from lookalike.cli.settings import config_app
 
 HELP = """Lookalike finds, for a campaign and its seed users, the K users of a pool who are most like them.
@@ -62,7 +75,7 @@ for command, summary in (
     app.command(short_help=summary)(command)
 app.add_typer(data.dataset_app, name="dataset", short_help="get and convert published data sets")
 app.add_typer(pool.pool_app, name="pool", short_help="look at pools, compare and publish them")
-app.add_typer(remote.client_app, name="client", short_help="use a running service")
+app.add_typer(curation.client_app, name="client", short_help="use a running service")
 app.add_typer(tokens.token_app, name="token", short_help="say who may use a service")
 app.add_typer(config_app, name="config", short_help="look at the configuration")
 

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.errors import EmptySeeds, InvalidInput, SchemaError
-from lookalike.pool.bitmap import count
+from lookalike.pool.bitmap import Bitmap, count, marked
 from lookalike.pool.exclusions import Exclude, Exclusions, UserIds, exclusions, marked_ids
 from lookalike.pool.filters import Filter
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import ids_digest
 from lookalike.retrieval.eligibility import Skipped, skipped
-from lookalike.retrieval.receipt import SeedMatch
+from lookalike.retrieval.receipt import Removed, SeedMatch
 from lookalike.schema import EncodedColumns, FeatureSchema, FeatureValue
 
 
@@ -72,6 +72,29 @@ class Request:
     def wanted(self) -> int:
         """Best users to find."""
         return self.k + self.reserve
+
+    @property
+    def recorded_seeds(self) -> npt.NDArray[np.int64]:
+        """Seeds that may be kept beside the audience: those who have not opted out."""
+        rows = self.seed_rows
+        return rows if self.opted_out is None else rows[~marked(self.opted_out.bitmap, rows)]
+
+    @property
+    def recorded_exclusions(self) -> Bitmap:
+        """Likewise of the exclusions."""
+        return self.exclusions.bitmap if self.opted_out is None else self.exclusions.bitmap & ~self.opted_out.bitmap
+
+    def removed(self, pool: Pool) -> Removed:
+        """Who, of seeds and exclusions, is not kept."""
+        seeds = self.match.matched - len(self.recorded_seeds)
+        left = self.recorded_exclusions
+        excluded = self.exclusions.matched - count(left)
+        return Removed(
+            seeds=seeds,
+            seeds_sha256=ids_digest([pool.user_ids(self.recorded_seeds)]) if seeds else "",
+            exclusions=excluded,
+            exclusions_sha256=ids_digest(marked_ids(pool, left)) if excluded else "",
+        )
 
 
 def check_request(

@@ -8,6 +8,7 @@ Knows the audience store, the records and the opt-outs; orders nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from google.protobuf.empty_pb2 import Empty
 
-from lookalike.errors import FailedPrecondition, InvalidInput, NotFound, PermissionDenied
+from lookalike.errors import FailedPrecondition, InvalidInput, NotFound, PermissionDenied, Unavailable
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.retrieval.overlap import missing, overlaps
@@ -35,6 +36,8 @@ from lookalike.service.filters import parse_audience_filter
 from lookalike.service.opt_out_keeper import OptOutKeeper
 from lookalike.service.opt_outs import OptOutStore
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
@@ -193,7 +196,14 @@ class CurationServicer(audience_pb2_grpc.AudienceServiceServicer):
 
     async def _delete(self, tenant: str, audience_id: str) -> None:
         operation_id = await self._curators.records.begin_delete(tenant, audience_id)
-        await asyncio.to_thread(self._curators.folder.remove_audience, operation_id)
+        try:
+            await asyncio.to_thread(self._curators.folder.remove_audience, operation_id)
+        except OSError as error:  # it is tried again now and then
+            _log.error("cannot remove the files of audiences/%s: %s", operation_id, error)
+            raise Unavailable(
+                "the audience is deleted, but the server cannot remove its files yet; its log says why",
+                reason="DELETE_PENDING",
+            ) from error
         await self._curators.records.forget([operation_id])
 
     async def _summary(self, record: AudienceRecord) -> audience_pb2.Audience:

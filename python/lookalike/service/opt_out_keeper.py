@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import pyarrow as pa
 
-from lookalike.errors import LookalikeError, NotFound
+from lookalike.errors import LookalikeError, NotFound, Unavailable
 from lookalike.files import sync
 from lookalike.retrieval.audience import Audience, write_ids
 from lookalike.retrieval.revise import remove_users
@@ -27,8 +27,9 @@ from lookalike.service.records import Operation
 _log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 30.0  # what another server was told, or failed at, is looked for
-RETRY_SECONDS = 0.5
+LOOK_SECONDS = 0.2
 
+PENDING = "OPT_OUT_PENDING"
 LIST_NAME = "opted-out.parquet"
 
 
@@ -66,25 +67,33 @@ class OptOutKeeper:
         """Bring an audience up to date: whoever opens it after this sees nobody who had opted out before.
 
         Raises:
-            Unavailable: the database does not answer. DataCorrupted, OSError: its files cannot be changed.
+            Unavailable: reason OPT_OUT_PENDING: its files cannot be changed; or the database does not answer.
+            DataCorrupted: they are damaged.
         """
         lock = self._locks.setdefault(record.id, asyncio.Lock())
         async with lock:
             latest = await self._records.by_id(record.id)
             if latest is None or not latest.behind:  # gone; or somebody was faster
                 return
-            await self._bring(latest)
+            try:
+                await self._bring(latest)
+            except OSError as error:
+                _log.error("users who opted out are still in the files of audiences/%s: %s", record.id, error)
+                raise Unavailable(
+                    "users have opted out of this audience, and the server cannot change its files; its log says why",
+                    reason=PENDING,
+                ) from error
 
     async def settle(self, tenant: str | None, seconds: float) -> int:
         """Wait until every audience of a tenant, or of all, is up to date, but no longer; how many are not."""
         give_up = time.monotonic() + seconds
+        self.wake()
         while True:
-            self.wake()
             behind = await self._records.behind(tenant)
             left = give_up - time.monotonic()
             if not behind or left <= 0:
                 return len(behind)
-            await asyncio.sleep(min(RETRY_SECONDS, left))
+            await asyncio.sleep(min(LOOK_SECONDS, left))
 
     async def list_for(self, operation: Operation) -> Path | None:
         """The file of users that the operation's job is to leave out, the same for all its runs; None: nobody."""
@@ -103,8 +112,9 @@ class OptOutKeeper:
         for record in await self._records.behind():
             try:
                 await self.apply(record)
-            except (LookalikeError, OSError) as error:
-                _log.error("users who opted out are still in the files of audiences/%s: %s", record.id, error)
+            except LookalikeError as error:
+                if error.reason != PENDING:  # which is in the log
+                    _log.warning("users who opted out are not yet out of audiences/%s: %s", record.id, error)
 
     async def _bring(self, record: AudienceRecord) -> None:
         folder = self._audiences / record.id
