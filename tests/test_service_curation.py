@@ -175,8 +175,16 @@ def test_who_opts_out_while_an_audience_is_made_is_not_in_it(
     assert client.opt_out(service.users[2:3]).added == 1
     runtime.release()
     audience = expansion.result(SECONDS)
-    assert stored(service.folder(audience)).isdisjoint({service.users[0], service.users[2]})
     assert members(client, audience.name) == [service.users[1], *service.users[3:7]]
+    assert stored(service.folder(audience)).isdisjoint({service.users[0], service.users[2]})
+    runtime.hold()
+    expansion = client.expand(campaign="c", seeds=SEEDS, k=5)
+    runtime.wait_for(lambda r: r.running == 1)
+    client.opt_out(service.users[4:5])
+    runtime.release()
+    folder = service.folder(expansion.result(SECONDS))  # and nobody reads it
+    wait_until(lambda: Receipt.read(folder).revision == 1 and not list(folder.glob("*.1.parquet")))
+    assert service.users[4] not in stored(folder)
 
 
 def test_nobody_is_shown_before_the_files_are_rewritten_and_a_restart_goes_on(

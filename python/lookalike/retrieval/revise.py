@@ -100,7 +100,7 @@ def resize(folder: Path, k: int) -> Receipt:
 
 def discard(folder: Path) -> None:
     """Remove an audience, whatever is left of it; who has it open may read on. Nothing happens if there is none."""
-    with suppress(NotFound), _held(folder):
+    with suppress(NotFound, FileNotFoundError), _held(folder):
         shutil.rmtree(folder)
 
 

@@ -61,10 +61,13 @@ class AudienceStore:
 
     async def opened(self, tenant: str, name: str, *, field: str) -> Opened:
         """As `open`, with all that is known of it."""
-        return await self._read(await self._records.find(tenant, named(name, field=field)))
+        record = await self._records.find(tenant, named(name, field=field))
+        if record.behind:
+            await self._keeper.apply(record)
+        return await self._read(record)
 
     async def of(self, operation: Operation) -> Opened:
-        """The audience of an operation that has succeeded.
+        """The audience of an operation that has succeeded, to be summed up: users who opted out may still count.
 
         Raises:
             NotFound: it is gone. DataCorrupted: damaged.
@@ -75,15 +78,13 @@ class AudienceStore:
         return await self._read(record)
 
     async def summed_up(self, record: AudienceRecord) -> Audience | None:
-        """For a list: as it is, though users who opted out may still count; None if it is damaged or just gone."""
+        """As `of`, for a list; None if it is damaged or just gone."""
         try:
-            return await asyncio.to_thread(Audience.open, self.folder / record.id)
+            return (await self._read(record)).audience
         except (NotFound, DataCorrupted):
             return None
 
     async def _read(self, record: AudienceRecord) -> Opened:
-        if record.behind:
-            await self._keeper.apply(record)
         try:
             return Opened(record, await asyncio.to_thread(Audience.open, self.folder / record.id))
         except NotFound as error:

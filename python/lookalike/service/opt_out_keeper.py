@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 EVERY_SECONDS = 30.0  # what another server was told, or failed at, is looked for
 LOOK_SECONDS = 0.2
 
+KNOWN_TENANTS = 16  # whose lists are kept in memory: 8 MB for a million users
+
 PENDING = "OPT_OUT_PENDING"
 LIST_NAME = "opted-out.parquet"
 
@@ -47,6 +50,7 @@ class OptOutKeeper:
         self._id_type = id_type
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._wake = asyncio.Event()
+        self._known: OrderedDict[str, tuple[int, pa.Array]] = OrderedDict()
 
     def wake(self) -> None:
         """Look at once what is to be done."""
@@ -103,10 +107,21 @@ class OptOutKeeper:
         number = await self._opt_outs.last(operation.tenant)
         if not number:
             return None
-        users = await self._opt_outs.between(operation.tenant, 0, number, self._id_type)
+        users = await self._through(operation.tenant, number)
         if await asyncio.to_thread(_write_once, path, users):
             await self._records.note_opted_out(operation.id, number)
         return path
+
+    async def _through(self, tenant: str, number: int) -> pa.Array:
+        """Everyone who opted out by a number up to this one; what is known already is not read again."""
+        known, users = self._known.pop(tenant, (0, pa.array([], self._id_type)))
+        if known > number:  # somebody was faster, and knows more
+            known, users = 0, users.slice(0, 0)
+        users = pa.concat_arrays([users, await self._opt_outs.between(tenant, known, number, self._id_type)])
+        self._known[tenant] = (number, users)
+        while len(self._known) > KNOWN_TENANTS:
+            self._known.popitem(last=False)
+        return users
 
     async def _catch_up(self) -> None:
         for record in await self._records.behind():

@@ -5,11 +5,11 @@ Knows the tables; knows no audiences.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -19,7 +19,7 @@ from lookalike.service.records import OPT_OUTS
 
 PAGE = 50_000  # users read in one transaction, so that nobody else waits long
 
-_INTEGER = re.compile("0|-?[1-9][0-9]{0,18}")
+_INTEGER = "^(0|-?[1-9][0-9]{0,18})$"  # as `str` writes them
 
 
 class OptOutStore:
@@ -74,5 +74,9 @@ def _of(tenant: str) -> Any:
 def _typed(user_ids: Sequence[str], kind: pa.DataType) -> pa.Array:
     if not pa.types.is_integer(kind):
         return pa.array(user_ids, kind)
-    numbers = [int(one) for one in user_ids if _INTEGER.fullmatch(one)]
-    return pa.array([one for one in numbers if -(2**63) <= one < 2**63], kind)
+    texts = pa.array(user_ids, pa.large_string())
+    texts = texts.filter(pc.match_substring_regex(texts, _INTEGER))
+    try:
+        return texts.cast(kind)
+    except pa.ArrowInvalid:  # some are beyond 64 bits
+        return pa.array([one for one in map(int, texts.to_pylist()) if -(2**63) <= one < 2**63], kind)

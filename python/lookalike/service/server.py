@@ -111,7 +111,7 @@ async def serve(
                 pool=opened.path,
                 checkpoint=checkpoint_fingerprint,
                 max_attempts=service.max_attempts,
-                opted_out=keeper.list_for,
+                opt_outs=keeper,
                 metrics=metrics,
                 tracing=tracing,
             )
