@@ -8,10 +8,12 @@ from pathlib import Path
 
 from lookalike.config import QuotasConfig
 from lookalike.runtime.job import ExpansionJob
+from lookalike.service.audience_records import AudienceRecords
 from lookalike.service.database import Database, database_url
 from lookalike.service.fairness import Quotas
 from lookalike.service.leases import Leases
 from lookalike.service.operations import OperationStore
+from lookalike.service.opt_outs import OptOutStore
 from lookalike.service.records import Operation, Priority, State
 
 TENANT = "acme"
@@ -57,6 +59,8 @@ class Stores:
     def __init__(self, database: Database, quotas: QuotasConfig, max_queued: int, lease_seconds: float) -> None:
         self.database = database
         self.store = OperationStore(database, Quotas(quotas), max_queued=max_queued)
+        self.records = AudienceRecords(database, audience_days=0)
+        self.opt_outs = OptOutStore(database)
         self.leases = Leases(database, Quotas(quotas), lease_seconds=lease_seconds)
 
     async def create(self, name: str, **changes: object) -> Operation:
@@ -67,6 +71,9 @@ class Stores:
     async def claim(self) -> str | None:
         claimed = await self.leases.claim()
         return claimed.id if claimed else None
+
+    async def audience(self, audience_id: str, *, tenant: str = TENANT) -> str:
+        return (await self.records.find(tenant, audience_id)).id
 
     async def states(self, *names: str, tenant: str = TENANT) -> list[State]:
         return [(await self.store.get(tenant, name)).state for name in names]

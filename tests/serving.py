@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from audience_folders import Scored, make_audience, previous_of
 
 from lookalike.config import Config, ServiceConfig
 from lookalike.errors import Cancelled, LookalikeError
@@ -71,9 +72,54 @@ def write_audience(job: ExpansionJob, members: pa.Array, scores: np.ndarray | No
     return receipt
 
 
+def first_users(job: ExpansionJob, first: int = 0) -> Receipt:
+    """A real audience of k users of the pool, the best first, from row `first` on and around, without those who opted
+    out or are excluded; with a reserve and a churn budget as the job has them.
+    """
+    pool = Pool.open(job.pool)
+    ids = pool.user_ids(np.arange(pool.num_users))
+    scored = Scored(ids, np.roll(np.linspace(1.0, 0.0, len(ids)), first))
+    known = set(ids.to_pylist())
+    gone, excluded = (
+        [one for one in read_seeds(path).to_pylist() if one in known] if path else []
+        for path in (job.opted_out, job.exclusions)
+    )
+    previous = None
+    if job.previous is not None:
+        members = read_seeds(job.previous).to_pylist()
+        previous = replace(
+            previous_of(scored, members, job.churn_budget),
+            name=job.previous_name,
+            audience_sha256=job.previous_sha256,
+        )
+    seeds = read_seeds(job.seeds).to_pylist()
+    made = {
+        "job_id": job.job_id,
+        "campaign": job.campaign,
+        "features": job.features,
+        "include_seeds": job.include_seeds,
+        "random_seed": job.random_seed,
+        "checkpoint_sha256": job.checkpoint,
+        "filter": job.filter,
+        "pool": job.pool,
+    }
+    return make_audience(
+        job.output,
+        scored,
+        job.k,
+        job.reserve,
+        seeds=seeds,
+        exclusions=excluded,
+        opted_out=gone,
+        previous=previous,
+        seeds_are_skipped=False,
+        receipt=made,
+    )
+
+
 @dataclass
 class ScriptedRuntime:
-    """Answers jobs with the first k users of their pool; can be held, can fail. Thread-safe from the test's side.
+    """Answers jobs as `first_users` does; can be held, can fail. Thread-safe from the test's side.
 
     `hold()` makes jobs stop half-way through scoring until `release()`, or until they are cancelled. `failures` are
     raised by the next runs, one each. `jobs` are those begun, `running` those at it now, `most` the most at once.
@@ -85,6 +131,7 @@ class ScriptedRuntime:
     running: int = 0
     most: int = 0
     users: int = 1000
+    first: int = 0
     _held: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -117,9 +164,8 @@ class ScriptedRuntime:
                 if job.cancel_flag.exists():
                     raise Cancelled("stopped by its flag")
                 await asyncio.sleep(0.01)
-            pool = Pool.open(job.pool)
             progress(Progress(Stage.SCORING, self.users, self.users))
-            return write_audience(job, pool.user_ids(np.arange(min(job.k, pool.num_users))))
+            return first_users(job, self.first)
         finally:
             self._count(-1)
 

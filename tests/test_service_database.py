@@ -86,9 +86,9 @@ async def test_an_old_database_is_brought_up_without_loss(tmp_path: Path) -> Non
             assert await both.store.find("local", request_id="r0", **asked) == listed[0]
             (succeeded,) = (one.id for one in listed if one.state is State.SUCCEEDED)
             for audience in (succeeded, DELETED):
-                assert await both.store.audience("local", audience) == audience
+                assert await both.audience(audience, tenant="local") == audience
             with pytest.raises(errors.NotFound):
-                await both.store.audience("other", DELETED)
+                await both.audience(DELETED, tenant="other")
     async with stores("", tmp_path) as both:
         assert (await both.create("new", tenant="local", created=99.0)).number == 78
         await both.leases.requeue_abandoned([], everything=True)

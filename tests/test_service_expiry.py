@@ -66,8 +66,8 @@ async def test_what_has_expired_goes_and_nothing_active(database_url: str, tmp_p
             assert [one.name for one in folder.audiences.iterdir()] == [B]
             assert [one.name for one in folder.jobs.iterdir()] == [D]
         with pytest.raises(errors.NotFound):
-            await both.store.audience(TENANT, A)
-        assert await both.store.audience(TENANT, B) == B
+            await both.audience(A)
+        assert await both.audience(B) == B
 
 
 async def test_each_has_its_own_time(database_url: str, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ async def test_each_has_its_own_time(database_url: str, tmp_path: Path) -> None:
         await Expiry(both.database, folder, operation_days=0, audience_days=0).sweep(alone=False)
         assert await both.states(A) == [State.SUCCEEDED]
         await Expiry(both.database, folder, operation_days=2, audience_days=0).sweep(alone=False)
-        assert await both.store.audience(TENANT, A) == A
+        assert await both.audience(A) == A
         await done(both, folder, B, State.SUCCEEDED, days_ago=3)
         await Expiry(both.database, folder, operation_days=0, audience_days=2).sweep(alone=False)
         assert await both.states(B) == [State.SUCCEEDED]

@@ -60,15 +60,15 @@ async def test_an_audience_id_names_one_audience_of_a_tenant(both: Stores) -> No
         await both.store.create(operation("b", audience_id="spring", sha="t"))
     assert (caught.value.field, caught.value.reason) == ("audience_id", "AUDIENCE_EXISTS")
     with pytest.raises(errors.NotFound):
-        await both.store.audience(TENANT, "spring")  # not finished
+        await both.audience("spring")  # not finished
     claimed = await both.leases.claim()
     assert claimed is not None
     assert await both.leases.finish(claimed, State.SUCCEEDED)
-    assert await both.store.audience(TENANT, "spring") == "a"
+    assert await both.audience("spring") == "a"
     with pytest.raises(errors.NotFound):
-        await both.store.audience("third", "spring")
+        await both.audience("spring", tenant="third")
     await both.store.delete(TENANT, "a")
-    assert await both.store.audience(TENANT, "spring") == "a"
+    assert await both.audience("spring") == "a"
     with pytest.raises(errors.AlreadyExists):  # there is no operation to return any more
         await both.store.create(operation("b", audience_id="spring"))
 

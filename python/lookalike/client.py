@@ -18,26 +18,28 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import pyarrow as pa
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from lookalike.channel import open_channel
+from lookalike.client_curation import CurationCalls, UserIds, duration, ids_of, timestamp, user_ids_message
 from lookalike.client_scoring import Scores, score_request, scores_of
 from lookalike.client_tracing import traced
 from lookalike.errors import InvalidInput, Unavailable
 from lookalike.schema import FeatureValue
+from lookalike.service.features import feature_message
 from lookalike.service.status import from_rpc_error, from_status
-from lookalike.v1 import audience_pb2, audience_pb2_grpc, campaign_pb2, scoring_pb2_grpc
+from lookalike.v1 import audience_pb2, audience_pb2_grpc, scoring_pb2_grpc
 
 _T = TypeVar("_T")
-UserIds: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[int | str]
 
 # A lost operation costs nothing to ask for again, so a client outlasts a restart of the server of about this long.
 RETRY_SECONDS = 30.0
@@ -47,7 +49,7 @@ WAIT_SECONDS = 20.0  # of one WaitOperation; a longer wait is several
 _Metadata = audience_pb2.ExpandAudienceMetadata
 
 
-class Client:
+class Client(CurationCalls):
     """A connection to the front service; one may be shared by threads. Close it, or use `with`."""
 
     def __init__(
@@ -94,6 +96,9 @@ class Client:
         request_id: str = "",
         audience_id: str = "",
         priority: str = "NORMAL",
+        reserve: int | None = None,
+        expires: datetime | None = None,
+        ttl: timedelta | None = None,
     ) -> Expansion:
         """Order an expansion; returns as soon as it is accepted.
 
@@ -112,6 +117,9 @@ class Client:
             request_id: the same id never orders twice; a new one by default, so that this call may be repeated safely.
             audience_id: the audience will be `audiences/{audience_id}`; the server chooses by default.
             priority: LOW, NORMAL or HIGH, among your own operations.
+            reserve: users to keep beside the audience, for those who opt out; the server decides by default.
+            expires: when the audience is to be deleted; or
+            ttl: how long after it is finished.
 
         Raises:
             InvalidInput: the request is wrong. AlreadyExists: `request_id` or `audience_id` was used with other
@@ -123,8 +131,51 @@ class Client:
         _restrict(request, filter, exclude, exclude_path)
         request.request_id = request_id or str(uuid.uuid4())
         request.audience_id = audience_id
-        request.priority = _named("priority", lambda: audience_pb2.Priority.Value(f"PRIORITY_{priority.upper()}"))
+        _keep(request, priority, reserve, expires, ttl)
         return Expansion(self, self._retry(self._audiences.ExpandAudience, request).name)
+
+    def refresh(
+        self,
+        name: str,
+        *,
+        churn_budget: float | None = None,
+        seeds: UserIds | None = None,
+        seeds_path: str = "",
+        k: int | None = None,
+        request_id: str = "",
+        audience_id: str = "",
+        priority: str = "NORMAL",
+        reserve: int | None = None,
+        expires: datetime | None = None,
+        ttl: timedelta | None = None,
+    ) -> Expansion:
+        """Make a new audience of what another was made of, with the pool and the model the server has now.
+
+        Args:
+            name: of the other, audiences/...
+            churn_budget: at most this share of the members, 0 to 1, may be new; None: any.
+            seeds: other ones than then; or
+            seeds_path: as of `expand`.
+            k: another size than then.
+            request_id, audience_id, priority, reserve, expires, ttl: as of `expand`.
+
+        Raises:
+            NotFound: no such audience. FailedPrecondition: the pool has ids of another type now. As `expand`.
+        """
+        if seeds is not None and seeds_path:
+            raise InvalidInput("give either seeds or seeds_path", field="seeds")
+        request = audience_pb2.RefreshAudienceRequest(name=name, audience_id=audience_id)
+        request.request_id = request_id or str(uuid.uuid4())
+        if churn_budget is not None:
+            _named("churn_budget", lambda: setattr(request, "churn_budget", churn_budget))
+        if seeds is not None:
+            request.seed_ids.CopyFrom(_named("seeds", lambda: user_ids_message(seeds)))
+        elif seeds_path:
+            request.seeds_path = seeds_path
+        if k is not None:
+            _named("k", lambda: setattr(request, "k", k))
+        _keep(request, priority, reserve, expires, ttl)
+        return Expansion(self, self._retry(self._audiences.RefreshAudience, request).name)
 
     def validate(
         self,
@@ -229,7 +280,7 @@ class Client:
                 in real time, or the audience was made from a pool with another schema.
             ResourceExhausted: too many requests wait. Unavailable: no server there.
         """
-        request = score_request(audience, _named("users", lambda: _user_ids(users)), with_ranks)
+        request = score_request(audience, _named("users", lambda: user_ids_message(users)), with_ranks)
         return scores_of(request, self._retry(self._scoring.ScoreUsers, request))
 
     def close(self) -> None:
@@ -366,7 +417,7 @@ def _request(
     request.campaign.name = campaign
     request.include_seeds = include_seeds
     for name, value in (features or {}).items():
-        request.campaign.features[name].CopyFrom(_named(f"features.{name}", partial(_feature, value)))
+        request.campaign.features[name].CopyFrom(_named(f"features.{name}", partial(feature_message, value)))
     if k is not None:
         _named("k", lambda: setattr(request, "k", k))
     elif pool_share is not None:
@@ -374,7 +425,7 @@ def _request(
     if seeds is None:
         request.seeds_path = seeds_path
     else:
-        request.seed_ids.CopyFrom(_named("seeds", lambda: _user_ids(seeds)))
+        request.seed_ids.CopyFrom(_named("seeds", lambda: user_ids_message(seeds)))
     return request
 
 
@@ -390,7 +441,25 @@ def _restrict(
     if exclude_path:
         request.exclude_path = exclude_path
     elif len(exclude):
-        request.exclude_ids.CopyFrom(_named("exclude", lambda: _user_ids(exclude)))
+        request.exclude_ids.CopyFrom(_named("exclude", lambda: user_ids_message(exclude)))
+
+
+def _keep(
+    request: audience_pb2.ExpandAudienceRequest | audience_pb2.RefreshAudienceRequest,
+    priority: str,
+    reserve: int | None,
+    expires: datetime | None,
+    ttl: timedelta | None,
+) -> None:
+    if expires is not None and ttl is not None:
+        raise InvalidInput("give either expires or ttl", field="expires")
+    request.priority = _named("priority", lambda: audience_pb2.Priority.Value(f"PRIORITY_{priority.upper()}"))
+    if reserve is not None:
+        _named("reserve", lambda: setattr(request, "reserve", reserve))
+    if expires is not None:
+        request.expire_time.CopyFrom(timestamp(expires))
+    elif ttl is not None:
+        request.ttl.CopyFrom(duration(ttl))
 
 
 def _named(field: str, make: Callable[[], _T]) -> _T:
@@ -401,45 +470,11 @@ def _named(field: str, make: Callable[[], _T]) -> _T:
         raise InvalidInput(f"{field}: {error}", field=field) from error
 
 
-def _user_ids(seeds: UserIds) -> audience_pb2.UserIds:
-    values = seeds.to_pylist() if isinstance(seeds, (pa.Array, pa.ChunkedArray)) else list(seeds)
-    if values and isinstance(values[0], str):
-        return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=values))
-    return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=values))
-
-
-def _feature(value: FeatureValue) -> campaign_pb2.FeatureValue:
-    match value:
-        case None:
-            return campaign_pb2.FeatureValue()
-        case bool():  # as a column of booleans reads
-            return campaign_pb2.FeatureValue(text=str(value).lower())
-        case str():
-            return campaign_pb2.FeatureValue(text=value)
-        case int():
-            return campaign_pb2.FeatureValue(integer=value)
-        case float():
-            return campaign_pb2.FeatureValue(number=value)
-        case _:
-            items = [_item(item) for item in value]
-            return campaign_pb2.FeatureValue(list=campaign_pb2.FeatureValues(items=items))
-
-
-def _item(value: str | int) -> campaign_pb2.FeatureItem:
-    if isinstance(value, str):
-        return campaign_pb2.FeatureItem(text=value)
-    return campaign_pb2.FeatureItem(integer=value)
-
-
 def _batch(message: audience_pb2.StreamAudienceMembersResponse) -> pa.RecordBatch:
     start, count = message.start_rank, len(message.scores)
-    if message.user_ids.WhichOneof("kind") == "strings":
-        ids = pa.array(message.user_ids.strings.values, pa.large_string())
-    else:
-        ids = pa.array(message.user_ids.integers.values, pa.int64())
     columns = {
         "rank": pa.array(range(start, start + count), pa.int64()),
-        "user_id": ids,
+        "user_id": ids_of(message.user_ids),
         "score": pa.array(message.scores, pa.float32()),
     }
     return pa.RecordBatch.from_pydict(columns)

@@ -190,6 +190,14 @@ class ServiceConfig:
     # others or to the next start. With the grace for calls and TorchServe's own end, 30 s: what Kubernetes gives.
     drain_seconds: NotNegative = 15.0
     shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 10.0  # for calls, after that
+    # Users kept beside an audience for those who opt out, and for larger sizes, where a request does not say: a share
+    # of its size, but from so many to so many. A twentieth lasts about a year if one in a thousand opts out every week.
+    reserve_share: Share = 0.05
+    reserve_least: AtLeastZero = 1000
+    reserve_most: AtLeastZero = 1_000_000
+    # Overlaps and changes of fewer users are not told; 0: all are. Whoever may ask for them may read the members too:
+    # it is for figures that are passed on.
+    privacy_floor: AtLeastZero = 0
     # Prometheus metrics over HTTP, at /metrics; empty: none. Another server on this machine needs another port.
     metrics_listen: str = "127.0.0.1:8501"
     log_format: Literal["text", "json"] = "text"

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lookalike import __version__
 from lookalike.config import Config, ScoringConfig
 from lookalike.errors import AlreadyExists, DataCorrupted, FailedPrecondition
@@ -21,24 +19,26 @@ from lookalike.files import file_digest, staged_folder
 from lookalike.pool.bitmap import Bitmap
 from lookalike.pool.exclusions import Exclude, UserIds, marked_ids
 from lookalike.pool.snapshot import Pool
-from lookalike.retrieval.audience import Audience, write_exclusions, write_members, write_receipt, write_seeds
+from lookalike.retrieval.audience import Audience, write_exclusions, write_ids, write_receipt
 from lookalike.retrieval.eligibility import Skipped
 from lookalike.retrieval.insight import Insight
 from lookalike.retrieval.preview import MOST_USERS, measure
+from lookalike.retrieval.ranking import Ranking, rank
 from lookalike.retrieval.receipt import (
     AUDIENCE_NAME,
     EXCLUSIONS_NAME,
     FORMAT_VERSION,
     MODEL_NAME,
     RECEIPT_NAME,
+    RESERVE_NAME,
     SEEDS_NAME,
     Adaptation,
     Receipt,
     Rescoring,
     Stage,
 )
-from lookalike.retrieval.request import Request, check_request, counts, ineligible
-from lookalike.retrieval.rescoring import Selection, candidates, rescore
+from lookalike.retrieval.request import Previous, Request, check_request, counts, ineligible
+from lookalike.retrieval.rescoring import Rows, Scores, Selection, candidates, rescore, score_exactly
 from lookalike.retrieval.scan import scan
 from lookalike.retrieval.topk import TopK
 from lookalike.retrieval.watch import CancelledCallback, ProgressCallback, Watch
@@ -96,6 +96,9 @@ class Expander:
         filter: str = "",  # noqa: A002
         exclude: Exclude = (),
         random_seed: int = 0,
+        reserve: int = 0,
+        opted_out: Exclude = (),
+        previous: Previous | None = None,
         job_id: str = "",
         progress: ProgressCallback | None = None,
         cancelled: CancelledCallback | None = None,
@@ -117,6 +120,9 @@ class Expander:
             exclude: users to leave out: ids, or files of them; see `pool.exclusions`. Seeds among them still count as
                 seeds.
             random_seed: of negatives, folds and batches. The same request gives the same bytes.
+            reserve: so many of those who come next are kept beside the members, for `retrieval.revise`.
+            opted_out: users to leave out as `exclude`, but of whom no id is kept, be they seeds or excluded too.
+            previous: the audience this one refreshes; its budget bounds how many members change.
             progress: called at least once a training step and once a scored block, on this thread.
             cancelled: asked as often.
 
@@ -138,6 +144,9 @@ class Expander:
                 random_seed=random_seed,
                 filter=filter,
                 exclude=exclude,
+                reserve=reserve,
+                opted_out=opted_out,
+                previous=previous,
             )
             folder = Path(output) if output is not None else Path("audiences") / self._default_name(request)
             if folder.exists():
@@ -155,11 +164,20 @@ class Expander:
             top = work.top or TopK(self._candidates(request), num_rows=self.pool.num_users, skip=skip.bitmap)
             with watch.stage(Stage.SCORING, self.pool.num_users, top.rows_seen) as report:
                 scan(self.pool, engine, top, save=work.save, progress=report, cancelled=cancelled)
-            chosen = self._exact(request, work, engine, top, skip, watch)
+            selection = self._exact(request, work, engine, top, skip, watch)
+            chosen = rank(
+                selection,
+                request.k,
+                request.reserve,
+                request.previous,
+                skip.bitmap,
+                lambda rows: self._scored(work, rows, watch),
+            )
             with staged_folder(folder, within=work.path) as staged:
                 with watch.stage(Stage.WRITING):
                     self._write(staged, work, request, chosen)
-                write_receipt(staged, self._receipt(request, work, chosen, skip, staged, job_id, watch.seconds))
+                receipt = self._receipt(request, work, selection, chosen, skip, staged, job_id, watch.seconds)
+                write_receipt(staged, receipt)
         watch.report(Stage.WRITING, 1, 1)
         return Audience.open(folder)
 
@@ -236,7 +254,7 @@ class Expander:
     def _candidates(self, request: Request) -> int:
         """How many to select while scoring: where an engine's scores are near, more than will be members."""
         total = self.pool.num_users
-        return min(request.k, total) if is_exact(self.config.scoring) else candidates(request.k, total)
+        return min(request.wanted, total) if is_exact(self.config.scoring) else candidates(request.wanted, total)
 
     def _load(self, partial: memoryview, request: Request, skip: Bitmap) -> TopK:
         top = TopK.load(partial, num_rows=self.pool.num_users, skip=skip)
@@ -255,18 +273,24 @@ class Expander:
                 engine,
                 TorchScriptEngine(work.model, ScoringConfig(device="cpu", threads=threads)),
                 top,
-                min(request.k, self.pool.num_users),
+                min(request.wanted, self.pool.num_users),
                 skip=skip.bitmap,
                 threads=threads,
                 progress=report,
                 cancelled=watch.cancelled,
             )
 
-    def _write(self, staged: Path, work: Work, request: Request, selection: Selection) -> None:
-        write_members(staged / AUDIENCE_NAME, self.pool.user_ids(selection.rows), selection.scores)
-        write_seeds(staged / SEEDS_NAME, self.pool.user_ids(request.seed_rows))
+    def _scored(self, work: Work, rows: Rows, watch: Watch) -> Scores:
+        """The reference's scores of pool rows."""
+        reference = TorchScriptEngine(work.model, ScoringConfig(device="cpu", threads=self.config.scoring.threads))
+        return score_exactly(self.pool, reference, rows, cancelled=watch.cancelled)
+
+    def _write(self, staged: Path, work: Work, request: Request, chosen: Ranking) -> None:
+        bounded = request.previous is not None and request.previous.budget < 1
+        chosen.write(staged, self.pool, reserve=bool(request.reserve), bounded=bounded)
+        write_ids(staged / SEEDS_NAME, self.pool.user_ids(request.recorded_seeds))
         if request.exclusions_sha256:
-            excluded = marked_ids(self.pool, request.exclusions.bitmap)
+            excluded = marked_ids(self.pool, request.recorded_exclusions)
             write_exclusions(staged / EXCLUSIONS_NAME, self.pool.id_type, excluded)
         shutil.copyfile(work.model, staged / MODEL_NAME)
 
@@ -281,7 +305,11 @@ class Expander:
             "include_seeds": request.include_seeds,
             "filter": request.filter.text if request.filter is not None else "",
             "exclusions_sha256": request.exclusions_sha256,
+            "opted_out_sha256": request.opted_out_sha256,
+            "previous_sha256": request.previous_sha256,
+            "churn_budget": request.previous.budget if request.previous is not None else 1.0,
             "random_seed": request.random_seed,
+            "reserve_requested": request.reserve,
             "k_requested": request.k,
             "checkpoint_sha256": self.checkpoint_sha256,
             "pool_sha256": self.pool.fingerprint,
@@ -315,13 +343,14 @@ class Expander:
         request: Request,
         work: Work,
         selection: Selection,
+        chosen: Ranking,
         skip: Skipped,
         staged: Path,
         job_id: str,
         seconds: Mapping[str, float],
     ) -> Receipt:
         assert work.adaptation is not None
-        cutoff = float(selection.scores[-1]) if len(selection.scores) else None
+        cutoff, reserve = chosen.cutoff, staged / RESERVE_NAME
         return Receipt(
             format_version=FORMAT_VERSION,
             job_id=job_id,
@@ -334,10 +363,14 @@ class Expander:
             users_skipped=selection.users_skipped,
             users_filtered=skip.filtered,
             exclusions=counts(request.exclusions),
-            k=len(selection.rows),
-            cutoff_score=cutoff,
-            ties_at_cutoff=selection.ties_at_cutoff,
-            ties_selected=int(np.count_nonzero(selection.scores == selection.scores[-1:])),
+            opted_out=request.opted_out.matched if request.opted_out is not None else 0,
+            removed=request.removed(self.pool),
+            k=chosen.size,
+            cutoff_score=cutoff.score,
+            ties_at_cutoff=cutoff.ties,
+            ties_selected=cutoff.selected,
+            reserve=chosen.reserve(file_digest(reserve)) if reserve.exists() else None,
+            refresh=chosen.refresh(request.previous) if request.previous is not None else None,
             adaptation=work.adaptation,
             rescoring=None if is_exact(self.config.scoring) else _rescoring(selection),
             seconds=seconds,

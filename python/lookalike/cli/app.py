@@ -18,6 +18,7 @@ import typer
 from lookalike import __version__
 from lookalike.cli import (
     bench,
+    curation,
     data,
     doctor,
     exits,
@@ -26,7 +27,6 @@ from lookalike.cli import (
     insight,
     model,
     pool,
-    remote,
     remote_scoring,
     serving,
     tokens,
@@ -76,8 +76,8 @@ for command, summary in (
     app.command(short_help=summary)(command)
 app.add_typer(data.dataset_app, name="dataset", short_help="get and convert published data sets")
 app.add_typer(pool.pool_app, name="pool", short_help="look at pools, compare and publish them")
-remote.client_app.command()(remote_scoring.score)
-app.add_typer(remote.client_app, name="client", short_help="use a running service")
+curation.client_app.command()(remote_scoring.score)
+app.add_typer(curation.client_app, name="client", short_help="use a running service")
 app.add_typer(tokens.token_app, name="token", short_help="say who may use a service")
 app.add_typer(config_app, name="config", short_help="look at the configuration")
 

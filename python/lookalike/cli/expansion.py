@@ -51,6 +51,7 @@ def expand(
     filter: Filter = "",  # noqa: A002
     exclude: Exclude = None,
     random_seed: RandomSeed = 0,
+    reserve: Annotated[int, typer.Option(help="Keep so many of those who come next in reserve.parquet.")] = 0,
     as_json: AsJson = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -91,6 +92,7 @@ def expand(
             filter=filter,
             exclude=exclude or (),
             random_seed=random_seed,
+            reserve=reserve,
             progress=show,
         )
     if as_json:
@@ -104,6 +106,12 @@ def verify(
     pool: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where its pool is now, if it has moved.")] = None,
     sample: Annotated[int, typer.Option(help="Users to score again, at least.")] = 100_000,
     random_seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    opted_out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Who had opted out, of whom no ids are kept; files as of --exclude."
+        ),
+    ] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -126,6 +134,7 @@ def verify(
             sample_users=sample,
             random_seed=random_seed,
             threads=settings.scoring.threads,
+            opted_out=opted_out or (),
             progress=lambda done, total: report("users", done, total, ""),
         )
     if as_json:

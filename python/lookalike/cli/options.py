@@ -1,13 +1,16 @@
-"""Options that several commands share, and what they mean. Knows `config` only."""
+"""Options that several commands share, and what they mean. Knows `config` and `errors` only."""
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lookalike.config import AdaptationConfig, Config, load_config, parse
+from lookalike.errors import InvalidInput
 
 ConfigFile = Annotated[
     Path | None,
@@ -53,6 +56,21 @@ Exclude = Annotated[
     typer.Option("--exclude", metavar="FILE", help="Users to leave out; files as of --seeds, not stdin; repeatable."),
 ]
 RandomSeed = Annotated[int, typer.Option(help="Same request and same random seed, same bytes.")]
+
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def length_of_time(text: str, field: str) -> timedelta:
+    """What 90d, 12h or 30m mean.
+
+    Raises:
+        InvalidInput: something else.
+    """
+    match = re.fullmatch(r"(\d{1,5})([mhd])", text)
+    if match is None:
+        raise InvalidInput(f"'{text}' is no time: 90d, 12h or 30m", field=field)
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def configuration(file: Path | None, overrides: list[str] | None, *, checkpoint: Path | None = None) -> Config:

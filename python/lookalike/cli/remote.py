@@ -20,6 +20,7 @@ from lookalike.cli.options import (
     RandomSeed,
     SeedsFile,
     Size,
+    length_of_time,
 )
 from lookalike.errors import InvalidInput
 
@@ -45,6 +46,12 @@ KeyFile = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM: its key
 OperationName = Annotated[str, typer.Argument(metavar="OPERATION", help="operations/..., as `expand` printed it.")]
 AudienceName = Annotated[str, typer.Argument(metavar="AUDIENCE", help="audiences/...")]
 
+Reserve = Annotated[
+    int | None, typer.Option(help="Users to keep beside it, for those who opt out; the server decides by default.")
+]
+Ttl = Annotated[str, typer.Option(metavar="TIME", help="Delete it so long after it is finished: 90d, 12h, 30m.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow it to its end and print the audience.")]
+
 DEFAULT_SERVER = "127.0.0.1:8500"
 DEFAULT_TIMEOUT = 60.0  # a server that is just starting has TorchServe to bring up
 SHOWN_MEMBERS = 10
@@ -69,7 +76,9 @@ def expand(
     request_id: Annotated[str, typer.Option(help="The same id never orders twice; a new one by default.")] = "",
     audience_id: Annotated[str, typer.Option(help="Your own name: audiences/AUDIENCE_ID; drawn by default.")] = "",
     priority: Annotated[str, typer.Option(help="LOW, NORMAL or HIGH, among your own operations.")] = "NORMAL",
-    wait_for_it: Annotated[bool, typer.Option("--wait", help="Follow it to its end and print the audience.")] = False,
+    reserve: Reserve = None,
+    ttl: Ttl = "",
+    wait_for_it: Wait = False,
     as_json: AsJson = False,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = DEFAULT_TIMEOUT,
@@ -104,13 +113,10 @@ def expand(
             request_id=request_id,
             audience_id=audience_id,
             priority=priority,
+            reserve=reserve,
+            ttl=length_of_time(ttl, "ttl") if ttl else None,
         )
-        if wait_for_it:
-            _follow(expansion, as_json)
-        elif as_json:
-            display.print_json({"operation": expansion.name})
-        else:
-            typer.echo(expansion.name)
+        ordered(expansion, wait_for_it, as_json)
 
 
 @client_app.command()
@@ -145,7 +151,7 @@ def get(
         if name.startswith("operations/"):
             _show_operation(name, client.operation(name).metadata(), as_json)
         elif name.startswith("audiences/"):
-            _show_audience(client.audience(name), as_json)
+            show_audience(client.audience(name), as_json)
         else:
             raise InvalidInput(f"'{name}' is neither operations/... nor audiences/...", field="name")
 
@@ -213,7 +219,7 @@ def list_operations(
     with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
         found = [(expansion.name, expansion.metadata()) for expansion in client.operations(where)]
     if as_json:
-        display.print_json([{"operation": name, **_plain(metadata)} for name, metadata in found])
+        display.print_json([{"operation": name, **plain(metadata)} for name, metadata in found])
         return
     for name, metadata in found:
         typer.echo(f"{name}  {_state(metadata):<10} {metadata.campaign}")
@@ -240,6 +246,16 @@ def connect(
     )
 
 
+def ordered(expansion: Expansion, wait_for_it: bool, as_json: bool) -> None:
+    """Show what has been ordered, or what becomes of it."""
+    if wait_for_it:
+        _follow(expansion, as_json)
+    elif as_json:
+        display.print_json({"operation": expansion.name})
+    else:
+        typer.echo(expansion.name)
+
+
 def _follow(expansion: Expansion, as_json: bool) -> None:
     try:
         with display.progress() as report:
@@ -249,7 +265,7 @@ def _follow(expansion: Expansion, as_json: bool) -> None:
     except KeyboardInterrupt:
         display.say(f"{expansion.name} goes on; stop it with: lookalike client cancel {expansion.name}")
         raise
-    _show_audience(audience, as_json)
+    show_audience(audience, as_json)
 
 
 def report_step(report: display.Report, step: ExpandAudienceMetadata) -> None:
@@ -267,7 +283,7 @@ def _state(metadata: ExpandAudienceMetadata) -> str:
 
 def _show_operation(name: str, metadata: ExpandAudienceMetadata, as_json: bool) -> None:
     if as_json:
-        display.print_json({"operation": name, **_plain(metadata)})
+        display.print_json({"operation": name, **plain(metadata)})
         return
     rows: list[tuple[str, object]] = [("operation", name), ("campaign", metadata.campaign), ("state", _state(metadata))]
     if metadata.users_total:
@@ -277,9 +293,10 @@ def _show_operation(name: str, metadata: ExpandAudienceMetadata, as_json: bool) 
     display.table(rows)
 
 
-def _show_audience(audience: Audience, as_json: bool) -> None:
+def show_audience(audience: Audience, as_json: bool) -> None:
+    """Print what an audience is and how it came about."""
     if as_json:
-        display.print_json(_plain(audience))
+        display.print_json(plain(audience))
         return
     seeds = audience.seeds
     seconds = ", ".join(f"{stage} {audience.stage_seconds[stage]:.2f}" for stage in audience.stage_seconds)
@@ -294,13 +311,31 @@ def _show_audience(audience: Audience, as_json: bool) -> None:
             ("users excluded", audience.exclusions.matched),
             ("cut-off", f"{audience.cutoff_score:.6g}, {audience.ties_at_cutoff:,} users on it"),
             ("seconds", seconds),
+            ("reserve left", audience.reserve_left),
+            *_events(audience),
             ("parquet", audience.parquet_path),
             ("receipt", audience.receipt_path),
         ]
     )
 
 
-def _plain(message: Any) -> dict[str, Any]:
+def _events(audience: Audience) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    if audience.HasField("refresh"):
+        refresh = audience.refresh
+        counts = f"{refresh.kept:,} kept, {refresh.joined:,} joined, {refresh.left:,} left"
+        rows.append(("refreshes", f"{refresh.previous}: {counts if refresh.HasField('kept') else 'too few to tell'}"))
+        means = f"{refresh.mean_score:.6g}, {refresh.mean_score_unbounded:.6g} whoever was there before"
+        rows.append(("mean score", means))
+    if audience.opted_out:
+        rows.append(("opted out since", audience.opted_out))
+    if audience.HasField("expire_time"):
+        rows.append(("expires", audience.expire_time.ToJsonString()))
+    return rows
+
+
+def plain(message: Any) -> dict[str, Any]:
+    """A message as JSON has it."""
     from google.protobuf.json_format import MessageToDict
 
     return MessageToDict(message, preserving_proto_field_name=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lookalike.cli import display
-from lookalike.cli.options import AsJson, ConfigFile, Overrides, configuration
+from lookalike.cli.options import AsJson, ConfigFile, Overrides, configuration, length_of_time
 from lookalike.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ Output = Annotated[
     typer.Option("--output", "-o", metavar="FILE", help="Write the token here, for its owner alone; not to stdout."),
 ]
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-
 
 @token_app.callback()
 def _group() -> None:
@@ -37,7 +34,7 @@ def _group() -> None:
 def create(
     tenant: Annotated[str, typer.Option(help="Whose it is: tenants see what is theirs and nothing else.")],
     scope: Annotated[
-        list[str], typer.Option(metavar="SCOPE", help="What it allows: expand, read or delete; repeatable.")
+        list[str], typer.Option(metavar="SCOPE", help="What it allows: expand, read, delete or admin; repeatable.")
     ],
     expires: Annotated[str, typer.Option(metavar="TIME", help="How long it lasts: 90d, 12h, 30m, or never.")] = "90d",
     description: Annotated[str, typer.Option(help="Who or what it is for.")] = "",
@@ -55,7 +52,7 @@ def create(
     text, token = _tokens(config, overrides).create(
         tenant,
         [_scope(one) for one in scope],
-        lifetime=None if expires == "never" else _time(expires, "expires"),
+        lifetime=None if expires == "never" else length_of_time(expires, "expires"),
         description=description,
     )
     _hand_over(text, token, output)
@@ -112,7 +109,7 @@ def rotate(
       lookalike token rotate 3f0c9ad2b771 --output shop.token
       lookalike token rotate 3f0c9ad2b771 --grace 0m > shop.token
     """
-    text, token = _tokens(config, overrides).rotate(token_id, grace=_time(grace, "grace"))
+    text, token = _tokens(config, overrides).rotate(token_id, grace=length_of_time(grace, "grace"))
     _hand_over(text, token, output)
 
 
@@ -128,13 +125,6 @@ def _scope(name: str) -> Scope:
     if name not in set(Scope):
         raise InvalidInput(f"'{name}' is no scope; there are {', '.join(Scope)}", field="scope")
     return Scope(name)
-
-
-def _time(text: str, field: str) -> timedelta:
-    match = re.fullmatch(r"(\d{1,5})([mhd])", text)
-    if match is None:
-        raise InvalidInput(f"'{text}' is no time: 90d, 12h or 30m", field=field)
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def _hand_over(text: str, token: Token, output: Path | None) -> None:

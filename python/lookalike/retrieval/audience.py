@@ -1,6 +1,7 @@
 """An audience on disk: `audience.parquet` in rank order, its receipt, the model that scored it, and the seeds.
 
-Knows Parquet and the receipt; free of torch, so that the front service can read audiences.
+Knows Parquet and the receipt; free of torch, so that the front service can read audiences. `revise` changes them: a
+revision's files are first beside the old ones as `audience.7.parquet`, and count from when the receipt says 7.
 """
 
 from __future__ import annotations
@@ -17,18 +18,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.errors import DataCorrupted, InvalidInput
-from lookalike.retrieval.receipt import AUDIENCE_NAME, EXCLUSIONS_NAME, RECEIPT_NAME, SEEDS_NAME, Receipt
+from lookalike.retrieval.receipt import (
+    AUDIENCE_NAME,
+    EXCLUSIONS_NAME,
+    PREVIOUS_NAME,
+    RECEIPT_NAME,
+    RESERVE_NAME,
+    SEEDS_NAME,
+    Receipt,
+)
 
 # A page of members decodes one row group: small enough for a page to be cheap, large enough for a scan to be fast.
 ROW_GROUP = 1 << 17
 
 
 class Audience:
-    """A finished audience, open for reading. Safe to read from many threads."""
+    """A finished audience, open for reading: as it was then, whatever becomes of it. Safe to read from many threads."""
 
-    def __init__(self, path: Path, receipt: Receipt) -> None:
+    def __init__(self, path: Path, receipt: Receipt, members: pa.NativeFile) -> None:
         self.path = path
         self.receipt = receipt
+        self._file = members
 
     @classmethod
     def open(cls, path: Path) -> Audience:
@@ -37,7 +47,18 @@ class Audience:
         Raises:
             NotFound: none there. DataCorrupted: the receipt or the Parquet file is damaged, or they disagree.
         """
-        audience = cls(path, Receipt.read(path))
+        while True:
+            version = _version(path)
+            receipt = Receipt.read(path)
+            try:
+                file = _open(path, AUDIENCE_NAME, receipt)
+            except DataCorrupted:
+                if _version(path) == version:
+                    raise
+            else:
+                if _version(path) == version:  # else the file may be another revision's than the receipt
+                    break
+        audience = cls(path, receipt, file)
         if audience._metadata.num_rows != audience.receipt.k:
             raise DataCorrupted(
                 f"{path / AUDIENCE_NAME} has {audience._metadata.num_rows} members, its receipt {audience.receipt.k}",
@@ -48,7 +69,7 @@ class Audience:
     @cached_property
     def _metadata(self) -> pq.FileMetaData:
         try:
-            return pq.read_metadata(self.path / AUDIENCE_NAME)
+            return pq.read_metadata(self._file)
         except (OSError, pa.ArrowInvalid) as error:
             raise DataCorrupted(f"cannot read {self.path / AUDIENCE_NAME}: {error}", field=AUDIENCE_NAME) from error
 
@@ -71,7 +92,7 @@ class Audience:
             raise InvalidInput(f"members {start}:{stop} make no range", field="start")
         stop = min(stop, self.num_members)
         tables, first = [], 0
-        with pq.ParquetFile(self.path / AUDIENCE_NAME) as file:
+        with pq.ParquetFile(self._file, metadata=self._metadata) as file:
             for group in range(self._metadata.num_row_groups):
                 rows = self._metadata.row_group(group).num_rows
                 if first < stop and start < first + rows:
@@ -83,7 +104,7 @@ class Audience:
     def batches(self, size: int, start: int = 0) -> Iterator[pa.RecordBatch]:
         """Members from rank `start + 1` on, `size` or fewer at a time, never more than one row group in memory."""
         first = 0
-        with pq.ParquetFile(self.path / AUDIENCE_NAME) as file:
+        with pq.ParquetFile(self._file, metadata=self._metadata) as file:
             for group in range(self._metadata.num_row_groups):
                 rows = self._metadata.row_group(group).num_rows
                 if start < first + rows:
@@ -91,16 +112,68 @@ class Audience:
                     yield from table.combine_chunks().to_batches(max_chunksize=size)
                 first += rows
 
+    def reserve(self) -> pa.Table:
+        """Who comes after the members, best first, in the form of members; empty if there is none."""
+        if self.receipt.reserve is None:
+            return self.members(0, 0)
+        return self._read(RESERVE_NAME)
+
     def seeds(self) -> pa.Array:
-        """User ids of the seeds that were matched, ascending."""
-        try:
-            return pq.read_table(self.path / SEEDS_NAME)["user_id"].combine_chunks()
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise DataCorrupted(f"cannot read {self.path / SEEDS_NAME}: {error}", field=SEEDS_NAME) from error
+        """User ids of the seeds that were matched, ascending; those who opted out since are left out."""
+        return self._read(SEEDS_NAME)["user_id"].combine_chunks()
+
+    def previous(self) -> pa.Array | None:
+        """User ids of the previous members among members and reserve, ascending, where a churn budget limits them."""
+        if self.receipt.refresh is None or self.receipt.churn_budget >= 1:
+            return None
+        return self._read(PREVIOUS_NAME)["user_id"].combine_chunks()
 
     def exclusions(self) -> Path | None:
-        """The file of the excluded users' ids, ascending, if any was in the pool."""
-        return self.path / EXCLUSIONS_NAME if self.receipt.exclusions_sha256 else None
+        """The file of the excluded users' ids, ascending, if any was in the pool; as of `seeds`."""
+        if not self.receipt.exclusions_sha256:
+            return None
+        return current(self.path, EXCLUSIONS_NAME, self.receipt)
+
+    def _read(self, name: str) -> pa.Table:
+        try:
+            table = pq.read_table(_open(self.path, name, self.receipt))
+            table["user_id"]
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise DataCorrupted(f"cannot read {self.path / name}: {error}", field=name) from error
+        return table
+
+
+def revised(folder: Path, name: str, revision: int) -> Path:
+    """Where a revision's file is before it has its name: beside, with the revision's number."""
+    stem, _, suffix = name.rpartition(".")
+    return folder / f"{stem}.{revision}.{suffix}"
+
+
+def current(folder: Path, name: str, receipt: Receipt) -> Path:
+    """The path of a file of the audience, while nobody revises it."""
+    beside = revised(folder, name, receipt.revision)
+    return beside if beside.exists() else folder / name
+
+
+def _open(folder: Path, name: str, receipt: Receipt) -> pa.NativeFile:
+    """A file of the audience, opened; of another revision than the receipt's if that has just been replaced."""
+    for path in (revised(folder, name, receipt.revision), folder / name):
+        try:
+            return pa.OSFile(str(path))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataCorrupted(f"cannot read {path}: {error}", field=name) from error
+    raise DataCorrupted(f"cannot read {folder / name}: there is no such file", field=name)
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    """Another one for every receipt that was ever there: they are replaced, never written to."""
+    try:
+        status = (folder / RECEIPT_NAME).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _read_group(file: pq.ParquetFile, group: int) -> pa.Table:
@@ -110,11 +183,11 @@ def _read_group(file: pq.ParquetFile, group: int) -> pa.Table:
         raise DataCorrupted(f"{AUDIENCE_NAME} is damaged: {error}", field=AUDIENCE_NAME) from error
 
 
-def write_members(path: Path, user_ids: pa.Array, scores: npt.NDArray[np.float32]) -> None:
-    """Write `audience.parquet`: the same members give the same bytes."""
+def write_members(path: Path, user_ids: pa.Array, scores: npt.NDArray[np.float32], *, first_rank: int = 1) -> None:
+    """Write `audience.parquet` or `reserve.parquet`: the same members give the same bytes."""
     table = pa.table(
         {
-            "rank": pa.array(np.arange(1, len(scores) + 1, dtype=np.int64)),
+            "rank": pa.array(np.arange(first_rank, first_rank + len(scores), dtype=np.int64)),
             "user_id": user_ids,
             "score": pa.array(scores, pa.float32()),
         }
@@ -122,8 +195,8 @@ def write_members(path: Path, user_ids: pa.Array, scores: npt.NDArray[np.float32
     pq.write_table(table, path, row_group_size=ROW_GROUP, compression="zstd")
 
 
-def write_seeds(path: Path, user_ids: pa.Array) -> None:
-    """Write `seeds.parquet`: the matched seeds, ascending."""
+def write_ids(path: Path, user_ids: pa.Array) -> None:
+    """Write `seeds.parquet` or `previous.parquet`: ascending ids."""
     pq.write_table(pa.table({"user_id": user_ids}), path, compression="zstd")
 
 
@@ -137,9 +210,12 @@ def write_exclusions(path: Path, id_type: pa.DataType, pieces: Iterable[pa.Array
 
 def write_receipt(folder: Path, receipt: Receipt) -> None:
     """Write `manifest.json`."""
-    (folder / RECEIPT_NAME).write_text(
-        json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (folder / RECEIPT_NAME).write_bytes(receipt_text(receipt))
+
+
+def receipt_text(receipt: Receipt) -> bytes:
+    """What `manifest.json` holds."""
+    return (json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def ids_digest(pieces: Iterable[pa.Array]) -> str:

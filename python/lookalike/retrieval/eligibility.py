@@ -27,12 +27,14 @@ def skipped(
     exclusions: Exclusions | None = None,
     filter: Filter | None = None,  # noqa: A002
     *,
+    opted_out: Exclusions | None = None,
     threads: int = 1,
 ) -> Skipped:
-    """Seeds to leave out, exclusions and who fails the filter, as one bitmap."""
+    """Seeds to leave out, exclusions, who has opted out and who fails the filter, as one bitmap."""
     bitmap = empty_bitmap(pool.num_users) if filter is None else filter.ineligible(pool, threads)
     filtered = 0 if filter is None else count(bitmap)
-    if exclusions is not None:
-        bitmap |= exclusions.bitmap
+    for listed in (exclusions, opted_out):
+        if listed is not None:
+            bitmap |= listed.bitmap
     mark(bitmap, seed_rows)
     return Skipped(bitmap, filtered)

@@ -22,6 +22,8 @@ AUDIENCE_NAME = "audience.parquet"
 MODEL_NAME = "model.pt"
 SEEDS_NAME = "seeds.parquet"
 EXCLUSIONS_NAME = "exclusions.parquet"
+RESERVE_NAME = "reserve.parquet"
+PREVIOUS_NAME = "previous.parquet"
 FORMAT_VERSION = 1
 
 
@@ -83,6 +85,86 @@ class Rescoring:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reserve:
+    """Who comes after the members, in `reserve.parquet`; with them, the list that an audience is chosen from.
+
+    Attributes:
+        size: users in the reserve.
+        sha256: of its file.
+        listed: so many of the list, the first in order of score, are the best of all who were eligible. Behind them
+            come, with a churn budget, previous members alone.
+        complete: nobody but those was eligible.
+        last_score: of the last of these; None if there are none.
+        ties_at_end: users of the pool scored exactly so.
+    """
+
+    size: int
+    sha256: str
+    listed: int
+    complete: bool
+    last_score: float | None
+    ties_at_end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refresh:
+    """What became of an audience's members in its successor; see `retrieval.membership` for the budget.
+
+    Attributes:
+        previous: the audience's name.
+        previous_audience_sha256: of its members' file.
+        previous_members: it had.
+        eligible: of these, who could be members again.
+        all_eligible_listed: every one of those is in the list.
+        kept, joined, left: previous_members = kept + left; members = kept + joined.
+        mean_score: of the members; mean_score_unbounded: of the best as many, whoever was there before.
+    """
+
+    previous: str
+    previous_audience_sha256: str
+    previous_members: int
+    eligible: int
+    all_eligible_listed: bool
+    kept: int
+    joined: int
+    left: int
+    mean_score: float | None
+    mean_score_unbounded: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """Users who opted out after the audience was made, and are in its files no more.
+
+    Attributes:
+        listed: of the members and the reserve.
+        seeds, exclusions: of these. seeds_sha256, exclusions_sha256: of those left; empty if nobody was removed.
+    """
+
+    listed: int = 0
+    seeds: int = 0
+    seeds_sha256: str = ""
+    exclusions: int = 0
+    exclusions_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revision:
+    """A change of a finished audience: why, and what was there before. `removed` users opted out."""
+
+    created: str  # RFC 3339, UTC
+    reason: Literal["opt-out", "size"]
+    removed: int
+    k_requested: int
+    k: int
+    audience_sha256: str
+
+
+# Revisions a receipt tells of: a year of daily ones, and no more than fits a page.
+MAX_REVISIONS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
 class Receipt:
     """The evidence. Same job, same code and machine: equal but for `created`, `seconds` and `job_id`."""
 
@@ -105,7 +187,7 @@ class Receipt:
     k_requested: int
     k: int
     cutoff_score: float | None
-    ties_at_cutoff: int  # users scored at the cut-off in the whole pool
+    ties_at_cutoff: int  # users scored at the cut-off in the whole pool; with a churn budget, among the members
     ties_selected: int  # of these, in the audience: the lower user ids
     engine: str
     device: str
@@ -121,6 +203,16 @@ class Receipt:
     exclusions: SeedMatch = SeedMatch(given=0, matched=0, duplicates=0, not_in_pool=0)
     exclusions_sha256: str = ""  # of the matched ones, as of seeds; empty if there are none
     rescoring: Rescoring | None = None  # None: the engine is the reference itself
+    reserve_requested: int = 0
+    reserve: Reserve | None = None  # None: made without
+    opted_out: int = 0  # users of the pool who had opted out before, skipped; of whom nothing but this is kept
+    opted_out_sha256: str = ""  # of them, as of seeds; empty if there are none
+    previous_sha256: str = ""  # of the previous members' ids, as of seeds; empty if it refreshes nothing
+    churn_budget: float = 1.0  # share of the members that a refresh may replace
+    refresh: Refresh | None = None
+    revision: int = 0  # changes since it was made
+    revisions: tuple[Revision, ...] = ()  # the last ones, oldest first
+    removed: Removed = Removed()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is its inverse."""

@@ -34,6 +34,8 @@ class ConfinedRuntime:
             "output": job.output,
             "seeds": job.seeds,
             "exclusions": job.exclusions,
+            "opted_out": job.opted_out,
+            "previous": job.previous,
             "cancel_flag": job.cancel_flag,
         }
         for field, path in paths.items():

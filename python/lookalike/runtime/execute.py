@@ -20,6 +20,7 @@ from lookalike import logs
 from lookalike.config import Config
 from lookalike.errors import Cancelled, FailedPrecondition, InternalError, NotFound
 from lookalike.retrieval.receipt import Progress, Receipt
+from lookalike.retrieval.request import Previous
 from lookalike.runtime.job import ExpansionJob, ProgressCallback
 from lookalike.tracing import StageSpans, Tracing
 
@@ -149,6 +150,9 @@ def execute(
             filter=job.filter,
             exclude=job.exclusions or (),
             random_seed=job.random_seed,
+            reserve=job.reserve,
+            opted_out=job.opted_out or (),
+            previous=_previous(job),
             job_id=job.job_id,
             progress=progress,
             cancelled=cancelled,
@@ -157,6 +161,17 @@ def execute(
         raise Cancelled("the expansion was stopped") from stop
     receipt: Receipt = audience.receipt
     return receipt
+
+
+def _previous(job: ExpansionJob) -> Previous | None:
+    if job.previous is None:
+        return None
+    return Previous(
+        user_ids=read_seeds(job.previous),
+        name=job.previous_name,
+        audience_sha256=job.previous_sha256,
+        budget=job.churn_budget,
+    )
 
 
 def read_seeds(path: Path) -> pa.Array:

@@ -31,6 +31,11 @@ class ExpansionJob:
         include_seeds: let seeds into the audience.
         filter: who is eligible; empty: everyone.
         exclusions: Parquet file of users to leave out, as of seeds; None: nobody.
+        reserve: users to keep beside the audience.
+        opted_out: Parquet file of users to leave out of whom no id is to be kept; None: nobody.
+        previous: Parquet file of the members of the audience that this one refreshes; None: it refreshes none.
+        previous_name, previous_sha256: that audience's name, and its members' file's.
+        churn_budget: share of the members that may be no previous ones.
         random_seed: of negatives, splits and batches; the same job gives the same bytes.
         pool: snapshot folder.
         checkpoint: SHA-256 of the general checkpoint the job wants; a runtime that holds another refuses.
@@ -53,6 +58,12 @@ class ExpansionJob:
     random_seed: int = 0
     filter: str = ""
     exclusions: Path | None = None
+    reserve: int = 0
+    opted_out: Path | None = None
+    previous: Path | None = None
+    previous_name: str = ""
+    previous_sha256: str = ""
+    churn_budget: float = 1.0
     tenant: str = ""
     request_id: str = ""
     traceparent: str = ""

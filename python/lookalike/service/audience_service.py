@@ -13,6 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from google.longrunning import operations_pb2
 
 from lookalike import logs
-from lookalike.errors import InvalidInput, Unavailable
+from lookalike.errors import FailedPrecondition, InvalidInput, Unavailable
 from lookalike.files import staged_folder
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
@@ -29,25 +30,26 @@ from lookalike.runtime.job import ExpansionJob
 from lookalike.service import caller, observation, tokens
 from lookalike.service.audiences import AudienceStore, pieces
 from lookalike.service.convert import (
-    audience_message,
     audience_name,
     members_page,
     user_ids_message,
     validation_message,
 )
+from lookalike.service.curation import CurationServicer, Curators
 from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.door import Door, Order, names_something, request_hash
 from lookalike.service.operations import OperationStore
 from lookalike.service.operations_service import Present
 from lookalike.service.records import Operation
-from lookalike.v1 import audience_pb2, audience_pb2_grpc
+from lookalike.service.refresh import refresh_order
+from lookalike.v1 import audience_pb2
 
 _log = logging.getLogger(__name__)
 
 MAX_PAGE = 10_000
 
 
-class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
+class AudienceServicer(CurationServicer):
     """See audience.proto."""
 
     def __init__(
@@ -63,8 +65,10 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         capacity: Callable[[], int],
         min_seeds: int,
         page_size: int,
+        curators: Curators,
     ) -> None:
         """`capacity`: operations that may run at once here; `min_seeds`: an expansion takes, matched in the pool."""
+        super().__init__(curators)
         self._pool = pool
         self._door = door
         self._store = store
@@ -101,17 +105,38 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
 
     async def GetAudience(self, request: audience_pb2.GetAudienceRequest, context: Any) -> audience_pb2.Audience:
         """Its receipt, summed up."""
-        audience_id, audience = await self._audiences.open(caller.current().tenant, request.name, field="name")
-        return audience_message(audience_id, audience)
+        opened = await self._audiences.opened(caller.current().tenant, request.name, field="name")
+        return self._message(opened.record, opened.audience)
+
+    async def RefreshAudience(
+        self, request: audience_pb2.RefreshAudienceRequest, context: Any
+    ) -> operations_pb2.Operation:
+        """As ExpandAudience, of what the audience was made of."""
+        if not self.accepting:
+            raise Unavailable("the server is shutting down; try again soon", reason="SHUTTING_DOWN")
+        tenant = caller.current().tenant
+        logs.bind(request_id=request.request_id)
+        sha256 = request_hash(request)
+        if names_something(request) and not request.validate_only:
+            known = await self._store.find(
+                tenant, request_id=request.request_id, audience_id=request.audience_id, request_sha256=sha256
+            )
+            if known is not None:
+                return await self._present(known)
+        audience_id, audience = await self._audiences.open(tenant, request.name, field="name")
+        order = await asyncio.to_thread(refresh_order, self._door, self._pool, request, audience_id, audience)
+        if request.validate_only:
+            return await self._validate(tenant, order)
+        return await self._present(await asyncio.shield(self._accept(tenant, sha256, order)))
 
     async def ListAudienceMembers(
         self, request: audience_pb2.ListAudienceMembersRequest, context: Any
     ) -> audience_pb2.ListAudienceMembersResponse:
         """A page."""
-        audience_id, audience = await self._open(request.audience)
+        audience_id, audience = await self._named(request.audience)
         if request.page_size < 0:
             raise InvalidInput(f"page_size is {request.page_size}; it must be 0 or more", field="page_size")
-        start = tokens.decode(request.page_token, listing=_listing(audience_id, audience), field="page_token")
+        start = _position(request.page_token, audience_id, audience, field="page_token")
         stop = min(start + min(request.page_size or self._page_size, MAX_PAGE), audience.num_members)
         members = await asyncio.to_thread(audience.members, min(start, stop), stop)
         more = tokens.encode(stop, listing=_listing(audience_id, audience)) if stop < audience.num_members else ""
@@ -123,11 +148,11 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         self, request: audience_pb2.StreamAudienceMembersRequest, context: Any
     ) -> AsyncIterator[audience_pb2.StreamAudienceMembersResponse]:
         """Column after column; files are read on a thread."""
-        audience_id, audience = await self._open(request.audience)
+        audience_id, audience = await self._named(request.audience)
         listing = _listing(audience_id, audience)
         start = max(request.start_rank, 1) - 1
         if request.WhichOneof("from") == "resume_token":
-            start = tokens.decode(request.resume_token, listing=listing, field="resume_token")
+            start = _position(request.resume_token, audience_id, audience, field="resume_token")
         elif request.start_rank < 0:
             raise InvalidInput(f"start_rank is {request.start_rank}; ranks begin at 1", field="start_rank")
         batches = pieces(audience, start)
@@ -141,7 +166,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
                 total_size=audience.num_members,
             )
 
-    async def _open(self, name: str) -> tuple[str, Audience]:
+    async def _named(self, name: str) -> tuple[str, Audience]:
         return await self._audiences.open(caller.current().tenant, name, field="audience")
 
     async def _validate(self, tenant: str, order: Order) -> operations_pb2.Operation:
@@ -172,6 +197,8 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             random_seed=order.random_seed,
             filter=order.filter,
             exclusions=folder / "exclusions.parquet" if len(order.exclusions) else None,
+            reserve=order.reserve,
+            **_refreshing(folder, order),
             pool=self._pool.path,
             output=self._audiences.folder / operation_id,
             cancel_flag=folder / "cancel",
@@ -187,6 +214,8 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             job=job,
             users_total=self._pool.num_users,
             created=time.time(),
+            audience_ttl=order.ttl,
+            audience_expires=order.expires,
         )
         try:
             stored, created = await self._store.create(operation)
@@ -205,7 +234,43 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
 
 
 def _listing(audience_id: str, audience: Audience) -> str:
-    return f"{audience_name(audience_id)}\0{audience.receipt.audience_sha256}"
+    return _listing_of(audience_id, audience.receipt.audience_sha256)
+
+
+def _listing_of(audience_id: str, sha256: str) -> str:
+    return f"{audience_name(audience_id)}\0{sha256}"
+
+
+def _position(token: str, audience_id: str, audience: Audience, *, field: str) -> int:
+    """Where a token goes on.
+
+    Raises:
+        InvalidInput: no token of this audience. FailedPrecondition: of what it was before it was changed.
+    """
+    try:
+        return tokens.decode(token, listing=_listing(audience_id, audience), field=field)
+    except InvalidInput:
+        for former in audience.receipt.revisions:
+            with suppress(InvalidInput):
+                tokens.decode(token, listing=_listing_of(audience_id, former.audience_sha256), field=field)
+                raise FailedPrecondition(
+                    f"audiences/{audience_id} has changed since, by opt-outs or of its size: read it from the start",
+                    field=field,
+                    reason="AUDIENCE_CHANGED",
+                ) from None
+        raise
+
+
+def _refreshing(folder: Path, order: Order) -> dict[str, Any]:
+    """What a job is told of the audience it refreshes."""
+    if order.previous is None:
+        return {}
+    return {
+        "previous": folder / "previous.parquet",
+        "previous_name": order.previous.name,
+        "previous_sha256": order.previous.audience_sha256,
+        "churn_budget": order.previous.budget,
+    }
 
 
 def _write_people(folder: Path, order: Order) -> None:
@@ -213,3 +278,5 @@ def _write_people(folder: Path, order: Order) -> None:
         pq.write_table(pa.table({"user_id": order.seeds}), staged / "seeds.parquet")
         if len(order.exclusions):
             pq.write_table(pa.table({"user_id": order.exclusions}), staged / "exclusions.parquet")
+        if order.previous is not None:
+            pq.write_table(pa.table({"user_id": order.previous.user_ids}), staged / "previous.parquet")

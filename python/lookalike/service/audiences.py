@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.errors import InvalidInput, NotFound
+from lookalike.errors import DataCorrupted, InvalidInput, NotFound
 from lookalike.retrieval.audience import Audience
-from lookalike.service.operations import OperationStore
+from lookalike.service.audience_records import AudienceRecord, AudienceRecords
+from lookalike.service.opt_out_keeper import OptOutKeeper
 from lookalike.service.records import Operation
 
 # Of a streamed message: 4 MiB is the most a client takes by default; from 256 KiB on size no longer matters for speed.
@@ -31,39 +33,75 @@ def is_own_id(audience_id: str) -> bool:
     return _OWN_ID.fullmatch(audience_id) is not None and _DRAWN_ID.fullmatch(audience_id) is None
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A finished audience, open, and what is known of it."""
+
+    record: AudienceRecord
+    audience: Audience
+
+
 class AudienceStore:
     """Finished audiences as folders below one, each named by the operation that made it."""
 
-    def __init__(self, folder: Path, store: OperationStore) -> None:
+    def __init__(self, folder: Path, records: AudienceRecords, keeper: OptOutKeeper) -> None:
         self.folder = folder
-        self._store = store
+        self._records = records
+        self._keeper = keeper
 
     async def open(self, tenant: str, name: str, *, field: str) -> tuple[str, Audience]:
-        """The id and the audience of a tenant's resource name.
+        """The id and the audience of a tenant's resource name, without users who have opted out.
 
         Raises:
             InvalidInput: not a name. NotFound: the tenant has no such audience, or it is not finished.
             DataCorrupted: damaged.
         """
-        audience_id = name.removeprefix("audiences/")
-        if audience_id == name or not (_DRAWN_ID.fullmatch(audience_id) or is_own_id(audience_id)):
-            shown = name if len(name) <= 100 else name[:97] + "..."
-            raise InvalidInput(f"'{shown}' is not of the form audiences/<32 hex digits, or your own id>", field=field)
-        return audience_id, await self._read(await self._store.audience(tenant, audience_id), audience_id)
+        opened = await self.opened(tenant, name, field=field)
+        return opened.record.audience_id, opened.audience
 
-    async def of(self, operation: Operation) -> Audience:
-        """The audience of an operation that has succeeded.
+    async def opened(self, tenant: str, name: str, *, field: str) -> Opened:
+        """As `open`, with all that is known of it."""
+        record = await self._records.find(tenant, named(name, field=field))
+        if record.behind:
+            await self._keeper.apply(record)
+        return await self._read(record)
+
+    async def of(self, operation: Operation) -> Opened:
+        """The audience of an operation that has succeeded, to be summed up: users who opted out may still count.
 
         Raises:
             NotFound: it is gone. DataCorrupted: damaged.
         """
-        return await self._read(operation.id, operation.audience_id)
+        record = await self._records.by_id(operation.id)
+        if record is None:
+            raise NotFound(f"there is no audiences/{operation.audience_id}", field="name")
+        return await self._read(record)
 
-    async def _read(self, folder: str, audience_id: str) -> Audience:
+    async def summed_up(self, record: AudienceRecord) -> Audience | None:
+        """As `of`, for a list; None if it is damaged or just gone."""
         try:
-            return await asyncio.to_thread(Audience.open, self.folder / folder)
+            return (await self._read(record)).audience
+        except (NotFound, DataCorrupted):
+            return None
+
+    async def _read(self, record: AudienceRecord) -> Opened:
+        try:
+            return Opened(record, await asyncio.to_thread(Audience.open, self.folder / record.id))
         except NotFound as error:
-            raise NotFound(f"there is no audiences/{audience_id}", field="name") from error
+            raise NotFound(f"there is no audiences/{record.audience_id}", field="name") from error
+
+
+def named(name: str, *, field: str) -> str:
+    """The id in a resource name.
+
+    Raises:
+        InvalidInput: not a name.
+    """
+    audience_id = name.removeprefix("audiences/")
+    if audience_id == name or not (_DRAWN_ID.fullmatch(audience_id) or is_own_id(audience_id)):
+        shown = name if len(name) <= 100 else name[:97] + "..."
+        raise InvalidInput(f"'{shown}' is not of the form audiences/<32 hex digits, or your own id>", field=field)
+    return audience_id
 
 
 def pieces(audience: Audience, start: int) -> Iterator[pa.RecordBatch]:

@@ -16,6 +16,7 @@ class Scope(StrEnum):
     READ = "read"  # operations, audiences and their members
     SCORE = "score"  # given users, by an audience's model
     DELETE = "delete"  # operations, audiences, users who opted out
+    ADMIN = "admin"  # what concerns all tenants: users who opt out of everything
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from google.longrunning import operations_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lookalike.retrieval.audience import Audience
-from lookalike.retrieval.receipt import AUDIENCE_NAME, RECEIPT_NAME, SeedMatch, Stage
+from lookalike.retrieval.receipt import AUDIENCE_NAME, RECEIPT_NAME, Refresh, SeedMatch, Stage
+from lookalike.retrieval.revise import capacity
+from lookalike.service.audience_records import AudienceRecord
 from lookalike.service.records import Operation, Priority, State
 from lookalike.service.status import to_status
 from lookalike.v1 import audience_pb2
@@ -41,7 +43,7 @@ def audience_name(audience_id: str) -> str:
 
 
 def operation_message(
-    operation: Operation, *, audience: Audience | None = None, remaining: float | None = None
+    operation: Operation, *, audience: audience_pb2.Audience | None = None, remaining: float | None = None
 ) -> operations_pb2.Operation:
     """A google.longrunning.Operation; `audience` goes with a SUCCEEDED one, `remaining` are seconds."""
     message = operations_pb2.Operation(name=operation_name(operation.id), done=operation.state.done)
@@ -49,8 +51,7 @@ def operation_message(
     if operation.error is not None:
         message.error.CopyFrom(to_status(operation.error))
     elif audience is not None:
-        response = audience_pb2.ExpandAudienceResponse(audience=audience_message(operation.audience_id, audience))
-        message.response.Pack(response)
+        message.response.Pack(audience_pb2.ExpandAudienceResponse(audience=audience))
     return message
 
 
@@ -83,15 +84,13 @@ def validation_message(
     return message
 
 
-def audience_message(audience_id: str, audience: Audience) -> audience_pb2.Audience:
-    """The resource: the receipt's summary, and where the files are."""
+def audience_message(record: AudienceRecord, audience: Audience, *, privacy_floor: int = 0) -> audience_pb2.Audience:
+    """The resource: the receipt's summary, where the files are, and until when."""
     receipt, again = audience.receipt, audience.receipt.rescoring
-    created = Timestamp()
-    created.FromDatetime(datetime.fromisoformat(receipt.created).astimezone(UTC).replace(tzinfo=None))
-    return audience_pb2.Audience(
-        name=audience_name(audience_id),
+    message = audience_pb2.Audience(
+        name=audience_name(record.audience_id),
         campaign=receipt.campaign,
-        create_time=created,
+        create_time=_moment(receipt.created),
         size=receipt.k,
         seeds=_match(receipt.seeds),
         k_requested=receipt.k_requested,
@@ -118,7 +117,45 @@ def audience_message(audience_id: str, audience: Audience) -> audience_pb2.Audie
         users_rescored=again.users if again else 0,
         epsilon=again.epsilon if again else 0.0,
         epsilon_kind=again.epsilon_kind if again else "",
+        reserve_left=max(0, capacity(receipt)[0] - receipt.k),
+        opted_out=receipt.removed.listed,
+        revision=receipt.revision,
     )
+    if record.expires is not None:
+        message.expire_time.CopyFrom(_time(record.expires))
+    if receipt.revisions:
+        message.update_time.CopyFrom(_moment(receipt.revisions[-1].created))
+    if receipt.refresh is not None:
+        message.refresh.CopyFrom(_refresh(receipt.refresh, receipt.churn_budget, privacy_floor))
+    return message
+
+
+def bare_audience(record: AudienceRecord) -> audience_pb2.Audience:
+    """The resource without what only its files tell."""
+    message = audience_pb2.Audience(
+        name=audience_name(record.audience_id), campaign=record.campaign, create_time=_time(record.published)
+    )
+    if record.expires is not None:
+        message.expire_time.CopyFrom(_time(record.expires))
+    return message
+
+
+def withheld(floor: int, *counts: int) -> bool:
+    """Whether one of the counts of users is of fewer than may be told of; of nobody may."""
+    return any(0 < one < floor for one in counts)
+
+
+def _refresh(refresh: Refresh, budget: float, floor: int) -> audience_pb2.AudienceRefresh:
+    message = audience_pb2.AudienceRefresh(
+        previous=refresh.previous,
+        previous_size=refresh.previous_members,
+        churn_budget=budget if budget < 1 else None,
+        mean_score=refresh.mean_score or 0.0,
+        mean_score_unbounded=refresh.mean_score_unbounded or 0.0,
+    )
+    if not withheld(floor, refresh.kept, refresh.joined, refresh.left):
+        message.kept, message.joined, message.left = refresh.kept, refresh.joined, refresh.left
+    return message
 
 
 def members_page(members: pa.Table) -> list[audience_pb2.AudienceMember]:
@@ -158,9 +195,18 @@ def _metadata(operation: Operation, remaining: float | None) -> audience_pb2.Exp
         message.start_time.CopyFrom(_time(operation.started))
     if operation.ended is not None:
         message.end_time.CopyFrom(_time(operation.ended))
+    if operation.audience_gone_at is not None:
+        message.audience_delete_time.CopyFrom(_time(operation.audience_gone_at))
     if remaining is not None:
         message.remaining.FromMilliseconds(round(remaining * 1000))
     return message
+
+
+def _moment(text: str) -> Timestamp:
+    """A time as receipts have it."""
+    time = Timestamp()
+    time.FromDatetime(datetime.fromisoformat(text).astimezone(UTC).replace(tzinfo=None))
+    return time
 
 
 def _time(seconds: float) -> Timestamp:

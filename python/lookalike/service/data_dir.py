@@ -24,6 +24,7 @@ import sqlalchemy as sa
 
 from lookalike.errors import FailedPrecondition
 from lookalike.files import write_whole
+from lookalike.retrieval.revise import discard
 from lookalike.service.database import MIGRATION_LOCK, Database, lock
 from lookalike.service.records import INSTALLATION
 
@@ -47,7 +48,8 @@ class DataDir:
         self.shared = shared
 
     def remove_audience(self, audience_id: str) -> None:
-        shutil.rmtree(self.audiences / audience_id, ignore_errors=True)
+        """Remove its files for good; raises `OSError` where they cannot be, for they are people."""
+        discard(self.audiences / audience_id)
 
     def clear(self, active: AbstractSet[str], audiences: AbstractSet[str], *, alone: bool) -> None:
         """Remove what belongs to no operation any more.

@@ -35,6 +35,7 @@ CONNECTIONS = 4  # of one front to PostgreSQL; its calls are short
 # Names of our locks in PostgreSQL, where any number will do.
 MIGRATION_LOCK = 5_271_009_001
 CLAIM_LOCK = 5_271_009_002
+OPT_OUT_LOCK = 5_271_009_003
 
 
 class _HasDatabase(Protocol):

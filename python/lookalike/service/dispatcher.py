@@ -26,6 +26,7 @@ from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, Runtime
 from lookalike.service.leases import Leases
 from lookalike.service.metrics import Metrics, Scored
 from lookalike.service.operations import OperationStore
+from lookalike.service.opt_out_keeper import OptOutKeeper
 from lookalike.service.records import Operation, State
 from lookalike.service.running import Running
 from lookalike.service.status import unexpected
@@ -59,11 +60,15 @@ class Dispatcher:
         pool: Path,
         checkpoint: str,
         max_attempts: int,
+        opt_outs: OptOutKeeper | None = None,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
         metrics: Metrics | None = None,
         tracing: Tracing | None = None,
     ) -> None:
-        """`jobs`: a folder for each active operation; `pool`, `checkpoint`: what jobs run on, whenever ordered."""
+        """`jobs`: a folder for each active operation; `pool`, `checkpoint`: what jobs run on, whenever ordered;
+        `opt_outs`: whom jobs are to leave out, and what is told that one has ended.
+        """
+        self._opt_outs = opt_outs
         self._store = store
         self._leases = leases
         self._runtime = runtime
@@ -258,6 +263,8 @@ class Dispatcher:
         _log.info("operations/%s: %s%s", operation.id, state.value, f": {error}" if error is not None else "")
         if await self._leases.finish(operation, state, error):
             self._note_end(running, error)
+            if self._opt_outs is not None and error is None:
+                self._opt_outs.wake()  # for who opted out while it ran
             await self._forget_job(operation)
             self._tell_end(operation.id)
         else:
@@ -278,6 +285,7 @@ class Dispatcher:
             running.note(Progress(Stage.SCORING, receipt.pool_users, receipt.pool_users))
             running.note(Progress(Stage.WRITING, 1, 1))
             return
+        job = replace(job, opted_out=await self._list_opted_out(operation))
         attempt = 0
         while True:
             await self._begin_attempt(operation)
@@ -324,6 +332,14 @@ class Dispatcher:
         if running.receipt is not None:
             running.scored(Progress(Stage.SCORING, running.receipt.pool_users, running.receipt.pool_users))
             self._metrics.succeeded(running.receipt.seconds)
+
+    async def _list_opted_out(self, operation: Operation) -> Path | None:
+        if self._opt_outs is None:
+            return None
+        try:
+            return await self._opt_outs.list_for(operation)
+        except Exception as error:
+            raise _NotOurs(f"who has opted out cannot be told: {error}") from error
 
     async def _begin_attempt(self, operation: Operation) -> None:
         try:

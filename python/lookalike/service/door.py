@@ -9,22 +9,28 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from lookalike.errors import EmptySeeds, FailedPrecondition, InvalidInput, LookalikeError, NotFound, SchemaError
 from lookalike.pool.filters import Filter
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.receipt import SeedMatch
+from lookalike.retrieval.request import Previous
 from lookalike.schema import FeatureSchema, FeatureValue, id_type
 from lookalike.service import caller
 from lookalike.service.audiences import is_own_id
+from lookalike.service.features import feature_value
 from lookalike.service.records import Priority
 from lookalike.service.status import InvalidRequest
 from lookalike.v1 import audience_pb2, campaign_pb2
@@ -32,6 +38,10 @@ from lookalike.v1 import audience_pb2, campaign_pb2
 MAX_K = 2**32 - 1  # rows of a pool are uint32
 MAX_NAME = 256
 MAX_REQUEST_ID = 128
+MAX_SECONDS = 253_402_300_799  # Unix seconds of the last that a Timestamp can be
+
+
+AnyOrder: TypeAlias = audience_pb2.ExpandAudienceRequest | audience_pb2.RefreshAudienceRequest
 
 
 @dataclass(frozen=True)
@@ -49,18 +59,39 @@ class Order:
     request_id: str
     audience_id: str
     priority: Priority
+    reserve: int = 0
+    ttl: float | None = None
+    expires: float | None = None
+    previous: Previous | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """People of an order that come from elsewhere than its request."""
+
+    seeds: pa.Array
+    exclusions: pa.Array
 
 
 class Door:
     """The checks of one pool; safe to call from any thread."""
 
-    def __init__(self, pool: Pool, campaign_schema: FeatureSchema | None, seeds_dir: Path | None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        campaign_schema: FeatureSchema | None,
+        seeds_dir: Path | None,
+        *,
+        usual_reserve: Callable[[int], int] = lambda _: 0,
+    ) -> None:
+        """`usual_reserve`: of an audience of a size, where a request does not say."""
+        self._usual_reserve = usual_reserve
         self._pool = pool
         self._campaign_schema = campaign_schema
         self._seeds_dir = seeds_dir.resolve() if seeds_dir is not None else None
 
-    def check(self, request: audience_pb2.ExpandAudienceRequest) -> Order:
-        """The order a request makes.
+    def check(self, request: audience_pb2.ExpandAudienceRequest, stored: Stored | None = None) -> Order:
+        """The order a request makes; of `stored` seeds if it has none, and with `stored` exclusions.
 
         Raises:
             InvalidInput, FailedPrecondition, NotFound: one thing is wrong. InvalidRequest: several are.
@@ -70,12 +101,14 @@ class Door:
         _check_names(request, violations)
         k = self._k(request, violations)
         seeds = exclusions = pa.array([], self._pool.id_type)
+        reserve = self._reserve(request, k, violations)
+        ttl, expires = _expiration(request, violations)
         try:
-            seeds = self._seeds(request)
+            seeds = stored.seeds if stored and request.WhichOneof("seeds") is None else self._seeds(request)
         except LookalikeError as error:
             violations.append(error)
         try:
-            exclusions = self._exclusions(request)
+            exclusions = stored.exclusions if stored else self._exclusions(request)
         except LookalikeError as error:
             violations.append(error)
         try:
@@ -99,6 +132,9 @@ class Door:
             request.request_id,
             request.audience_id,
             Priority(request.priority) if request.priority else Priority.NORMAL,
+            reserve,
+            ttl,
+            expires,
         )
 
     def match(self, user_ids: pa.Array) -> SeedMatch:
@@ -116,7 +152,7 @@ class Door:
         features: dict[str, FeatureValue] = {}
         for name in sorted(given):
             where = f"campaign.features.{name}"
-            features[name] = value = _value(given[name])
+            features[name] = value = feature_value(given[name])
             if isinstance(value, float) and not math.isfinite(value):
                 violations.append(SchemaError(f"feature '{where}' is {value}; leave it out if missing", field=where))
             elif self._campaign_schema is not None:
@@ -142,13 +178,24 @@ class Door:
             return max(1, round(share * self._pool.num_users))
         return 0
 
+    def _reserve(self, request: audience_pb2.ExpandAudienceRequest, k: int, violations: list[LookalikeError]) -> int:
+        if not request.HasField("reserve"):
+            return max(0, min(self._usual_reserve(k), MAX_K - k))
+        if k + request.reserve > MAX_K:
+            violations.append(
+                InvalidInput(
+                    f"reserve is {request.reserve:,}; with the size it must be at most {MAX_K:,}", field="reserve"
+                )
+            )
+        return request.reserve
+
     def _seeds(self, request: audience_pb2.ExpandAudienceRequest) -> pa.Array:
         if request.WhichOneof("seeds") == "seeds_path":
             seeds = self._from_file(request.seeds_path, "seeds_path")
             if not len(seeds):
                 raise EmptySeeds(f"'{request.seeds_path}' holds no seeds", field="seeds_path")
             return seeds
-        seeds = self._from_message(request.seed_ids, "seed_ids")
+        seeds = read_user_ids(self._pool, request.seed_ids, "seed_ids")
         if not len(seeds):
             raise EmptySeeds("no seeds were given: fill seed_ids or seeds_path", field="seed_ids")
         return seeds
@@ -156,15 +203,7 @@ class Door:
     def _exclusions(self, request: audience_pb2.ExpandAudienceRequest) -> pa.Array:
         if request.WhichOneof("exclusions") == "exclude_path":
             return self._from_file(request.exclude_path, "exclude_path")
-        return self._from_message(request.exclude_ids, "exclude_ids")
-
-    def _from_message(self, ids: audience_pb2.UserIds, field: str) -> pa.Array:
-        kind = ids.WhichOneof("kind")
-        values = list(getattr(ids, kind).values) if kind else []
-        wanted = "integers" if pa.types.is_int64(self._pool.id_type) else "strings"
-        if values and kind != wanted:
-            raise InvalidInput(f"{field} are {kind}, but this pool's user ids are {wanted}", field=field)
-        return pa.array(values, self._pool.id_type)
+        return read_user_ids(self._pool, request.exclude_ids, "exclude_ids")
 
     def _from_file(self, name: str, field: str) -> pa.Array:
         if self._seeds_dir is None:
@@ -223,20 +262,74 @@ def _user_ids(path: str, name: str, field: str) -> pa.Array:
     return column
 
 
-def names_something(request: audience_pb2.ExpandAudienceRequest) -> bool:
+def names_something(request: AnyOrder) -> bool:
     """Whether the request's ids are such as an operation can have; `Door.check` says what is wrong with others."""
     return len(request.request_id) <= MAX_REQUEST_ID and "\0" not in request.request_id + request.audience_id
 
 
-def request_hash(request: audience_pb2.ExpandAudienceRequest) -> str:
+def request_hash(request: AnyOrder) -> str:
     """SHA-256 of what a request asks for, whatever its `request_id`, and whether it only asks for a check."""
-    content = audience_pb2.ExpandAudienceRequest()
+    content: Any = type(request)()
     content.CopyFrom(request)
     content.ClearField("request_id")
     content.ClearField("validate_only")
     if content.priority == audience_pb2.PRIORITY_NORMAL:  # the same as none, which is all that older clients know
         content.ClearField("priority")
-    return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
+    kind = b"" if isinstance(request, audience_pb2.ExpandAudienceRequest) else request.DESCRIPTOR.full_name.encode()
+    return hashlib.sha256(kind + content.SerializeToString(deterministic=True)).hexdigest()
+
+
+def read_user_ids(pool: Pool, ids: audience_pb2.UserIds, field: str) -> pa.Array:
+    """Ids of the pool's type.
+
+    Raises:
+        InvalidInput: they are of another.
+    """
+    kind = ids.WhichOneof("kind")
+    values = list(getattr(ids, kind).values) if kind else []
+    wanted = "integers" if pa.types.is_int64(pool.id_type) else "strings"
+    if values and kind != wanted:
+        raise InvalidInput(f"{field} are {kind}, but this pool's user ids are {wanted}", field=field)
+    return pa.array(values, pool.id_type)
+
+
+def read_ttl(ttl: Duration) -> float:
+    """Seconds of a time to live.
+
+    Raises:
+        InvalidInput: not above 0, or beyond what a calendar has.
+    """
+    seconds = ttl.seconds + ttl.nanos / 1e9
+    if not 0 < seconds <= MAX_SECONDS - time.time():
+        raise InvalidInput(f"ttl is {seconds:g} s; it must be above 0 and end before the year 10000", field="ttl")
+    return seconds
+
+
+def read_expiry(moment: Timestamp) -> float:
+    """Unix seconds of a time at which something is to expire.
+
+    Raises:
+        InvalidInput: it has passed, or is beyond what a calendar has.
+    """
+    seconds = moment.seconds + moment.nanos / 1e9
+    if not time.time() < seconds <= MAX_SECONDS:
+        raise InvalidInput("expire_time must be in the future, and before the year 10000", field="expire_time")
+    return seconds
+
+
+def _expiration(
+    request: audience_pb2.ExpandAudienceRequest, violations: list[LookalikeError]
+) -> tuple[float | None, float | None]:
+    """`ttl` and `expire_time`, in seconds."""
+    try:
+        match request.WhichOneof("expiration"):
+            case "ttl":
+                return read_ttl(request.ttl), None
+            case "expire_time":
+                return None, read_expiry(request.expire_time)
+    except InvalidInput as error:
+        violations.append(error)
+    return None, None
 
 
 def _check_names(request: audience_pb2.ExpandAudienceRequest, violations: list[LookalikeError]) -> None:
@@ -262,14 +355,3 @@ def _check_names(request: audience_pb2.ExpandAudienceRequest, violations: list[L
         violations.append(
             InvalidInput(f"priority is {request.priority}; it must be LOW, NORMAL or HIGH", field="priority")
         )
-
-
-def _value(value: campaign_pb2.FeatureValue) -> FeatureValue:
-    kind = value.WhichOneof("kind")
-    if kind is None:
-        return None
-    if kind == "list":
-        items = [(item, item.WhichOneof("kind")) for item in value.list.items]
-        return [getattr(item, kind) for item, kind in items if kind is not None]
-    single: str | int | float = getattr(value, kind)
-    return single

@@ -10,6 +10,7 @@ import logging
 
 import sqlalchemy as sa
 
+from lookalike.service.audience_records import DAY, AudienceRecords
 from lookalike.service.data_dir import DataDir
 from lookalike.service.database import Database, now, transaction
 from lookalike.service.operations import ACTIVE
@@ -18,7 +19,6 @@ from lookalike.service.records import AUDIENCES, OPERATIONS
 _log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 600.0
-DAY = 86_400.0
 
 
 class Expiry:
@@ -28,8 +28,8 @@ class Expiry:
         """Days after its end, and after it was made; 0: never."""
         self._database = database
         self._folder = folder
+        self._records = AudienceRecords(database, audience_days=audience_days)
         self._operation_days = operation_days
-        self._audience_days = audience_days
 
     async def run(self) -> None:
         """Sweep for ever; a failure is logged and tried again."""
@@ -45,24 +45,24 @@ class Expiry:
 
         `alone`: nothing runs and nothing is being accepted, here or elsewhere.
         """
-        # The records go first: a folder without one is found again, a record without a folder would be a lie.
-        for audience_id in await self._expire():
-            await asyncio.to_thread(self._folder.remove_audience, audience_id)
+        # What is marked is seen by nobody, and forgotten when its folder is gone: nothing is left by a killed server.
+        await self._expire()
+        gone = await self._records.begin_expiry()
+        for audience_id in gone:
+            try:
+                await asyncio.to_thread(self._folder.remove_audience, audience_id)
+                await self._records.forget([audience_id])
+            except OSError as error:
+                _log.error("cannot remove the files of audiences/%s, trying again: %s", audience_id, error)
         active, audiences = await self._known()
         await asyncio.to_thread(self._folder.clear, active, audiences, alone=alone)
 
     @transaction
-    def _expire(self, connection: sa.Connection) -> list[str]:
-        """Forget operations and audiences whose time is over; returns the audiences' ids."""
+    def _expire(self, connection: sa.Connection) -> None:
+        """Forget operations whose time is over."""
         if self._operation_days:
             over = OPERATIONS.c.ended < now(connection) - self._operation_days * DAY
             connection.execute(OPERATIONS.delete().where(OPERATIONS.c.state.not_in(ACTIVE), over))
-        if not self._audience_days:
-            return []
-        over = AUDIENCES.c.published < now(connection) - self._audience_days * DAY
-        expired = list(connection.scalars(sa.select(AUDIENCES.c.id).where(over)))
-        connection.execute(AUDIENCES.delete().where(AUDIENCES.c.id.in_(expired)))
-        return expired
 
     @transaction
     def _known(self, connection: sa.Connection) -> tuple[set[str], set[str]]:

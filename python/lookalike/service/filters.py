@@ -1,4 +1,4 @@
-"""Filters of ListOperations: a subset of AIP-160, read into a condition on the operations' columns.
+"""Filters of ListOperations and ListAudiences: a subset of AIP-160, read into a condition on columns.
 
 Knows the columns; runs no SQL. Values travel as parameters, never in the text of a query.
 
@@ -12,12 +12,12 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
 from lookalike.errors import InvalidInput
-from lookalike.service.records import OPERATIONS, Priority, State
+from lookalike.service.records import AUDIENCES, OPERATIONS, Priority, State
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 20
@@ -36,7 +36,15 @@ _ORDER: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
 }
 _TIMES = {"create_time": OPERATIONS.c.created, "start_time": OPERATIONS.c.started, "end_time": OPERATIONS.c.ended}
+_AUDIENCE_TIMES = {"create_time": AUDIENCES.c.published, "expire_time": AUDIENCES.c.expires}
 _EQUAL = ("=", "!=")
+_TERMS = (
+    f"done = true|false, state = {'|'.join(State)}, priority = {'|'.join(Priority.__members__)}, "
+    'campaign = "NAME", audience = "audiences/ID", create_time, start_time or end_time'
+)
+_AUDIENCE_TERMS = 'campaign = "NAME", audience = "audiences/ID", create_time or expire_time'
+
+Term: TypeAlias = Callable[[str, str, str], sa.ColumnElement[bool] | None]
 
 
 def parse_filter(text: str) -> sa.ColumnElement[bool] | None:
@@ -45,20 +53,33 @@ def parse_filter(text: str) -> sa.ColumnElement[bool] | None:
     Raises:
         InvalidInput: something else than a filter; the message says where and what could stand there.
     """
+    return _parse(text, _term, _TERMS)
+
+
+def parse_audience_filter(text: str) -> sa.ColumnElement[bool] | None:
+    """Likewise of ListAudiences, on the audiences' columns.
+
+    Raises:
+        InvalidInput: as `parse_filter`.
+    """
+    return _parse(text, _audience_term, _AUDIENCE_TERMS)
+
+
+def _parse(text: str, term: Term, terms: str) -> sa.ColumnElement[bool] | None:
     if len(text) > MAX_LENGTH:
         raise InvalidInput(f"the filter has {len(text):,} characters; {MAX_LENGTH:,} are allowed", field="filter")
     if "\0" in text:
         raise InvalidInput("the filter holds a null character: leave it out", field="filter")
-    tokens = _tokens(text)
-    return _Parser(tokens).whole() if tokens else None
+    tokens = _tokens(text, terms)
+    return _Parser(tokens, term, terms).whole() if tokens else None
 
 
-def _tokens(text: str) -> list[tuple[str, str]]:
+def _tokens(text: str, terms: str) -> list[tuple[str, str]]:
     tokens, at = [], 0
     while text[at:].strip():
         match = _TOKEN.match(text, at)
         if match is None:
-            raise _wrong(text[at:].strip())
+            raise _wrong(text[at:].strip(), terms)
         kind = match.lastgroup or ""
         value = match[kind]
         tokens.append((kind, re.sub(r"\\(.)", r"\1", value[1:-1], flags=re.DOTALL) if kind == "text" else value))
@@ -69,8 +90,10 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 class _Parser:
     """Recursive descent over the tokens."""
 
-    def __init__(self, tokens: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, tokens: Sequence[tuple[str, str]], term: Term, terms: str) -> None:
         self._tokens = tokens
+        self._term = term
+        self._terms = terms
         self._at = 0
         self._depth = 0
 
@@ -114,9 +137,9 @@ class _Parser:
         if kind != "word" or sign not in _ORDER or value_kind not in ("word", "text"):
             raise self._unexpected()
         self._at += 3
-        term = _term(field.removeprefix("metadata."), sign, value)
+        term = self._term(field.removeprefix("metadata."), sign, value)
         if term is None:
-            raise _wrong(f"{field} {sign} {value}")
+            raise _wrong(f"{field} {sign} {value}", self._terms)
         return term
 
     def _take(self, kind: str, value: str) -> bool:
@@ -126,7 +149,8 @@ class _Parser:
         return False
 
     def _unexpected(self) -> InvalidInput:
-        return _wrong(" ".join(value for _, value in self._tokens[self._at : self._at + 3]) or "end")
+        shown = " ".join(value for _, value in self._tokens[self._at : self._at + 3])
+        return _wrong(shown or "end", self._terms)
 
 
 def _term(field: str, sign: str, value: str) -> sa.ColumnElement[bool] | None:
@@ -154,6 +178,21 @@ def _term(field: str, sign: str, value: str) -> sa.ColumnElement[bool] | None:
     return result
 
 
+def _audience_term(field: str, sign: str, value: str) -> sa.ColumnElement[bool] | None:
+    compare = _ORDER[sign]
+    if field in _AUDIENCE_TIMES:
+        moment = _moment(value)
+        return None if moment is None else sa.func.coalesce(compare(_AUDIENCE_TIMES[field], moment), sa.false())
+    if sign not in _EQUAL:
+        return None
+    found = None
+    if field == "campaign":
+        found = compare(AUDIENCES.c.campaign, value)
+    elif field == "audience":
+        found = compare(AUDIENCES.c.audience_id, value.removeprefix("audiences/"))
+    return found
+
+
 def _moment(text: str) -> float | None:
     """Unix seconds of a time as RFC 3339 writes it; without an offset, UTC."""
     try:
@@ -163,11 +202,10 @@ def _moment(text: str) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _wrong(where: str) -> InvalidInput:
+def _wrong(where: str, terms: str) -> InvalidInput:
     shown = where if len(where) <= 60 else where[:57] + "..."
     return InvalidInput(
-        f"cannot read the filter's '{shown}'; terms are done = true|false, state = {'|'.join(State)}, "
-        f'priority = {"|".join(Priority.__members__)}, campaign = "NAME", audience = "audiences/ID", create_time, '
-        'start_time or end_time >= "2024-02-03T04:05:06Z", joined by AND, OR, NOT and parentheses',
+        f"cannot read the filter's '{shown}'; terms are {terms} "
+        '>= "2024-02-03T04:05:06Z", joined by AND, OR, NOT and parentheses',
         field="filter",
     )

@@ -84,7 +84,8 @@ class Leases:
             return False
         audience = AUDIENCES.c.id == operation.id
         if state is State.SUCCEEDED:
-            connection.execute(AUDIENCES.update().where(audience).values(published=ended))
+            expires = sa.func.coalesce(AUDIENCES.c.expires, ended + AUDIENCES.c.ttl)
+            connection.execute(AUDIENCES.update().where(audience).values(published=ended, expires=expires))
             seconds = sa.select(OPERATIONS.c.ended - OPERATIONS.c.started).where(OPERATIONS.c.id == operation.id)
             _learn(connection, max(0.0, connection.scalar(seconds) or 0.0))
         else:

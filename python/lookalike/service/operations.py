@@ -25,6 +25,7 @@ from lookalike.service.records import (
     TENANTS,
     Operation,
     State,
+    audience_row,
     error_text,
     from_row,
     to_row,
@@ -100,8 +101,7 @@ class OperationStore:
             self._metrics.refused(refused.quota)
             raise
         key = connection.execute(OPERATIONS.insert().values(to_row(operation))).inserted_primary_key
-        audience = {"id": operation.id, "tenant": operation.tenant, "audience_id": operation.audience_id}
-        connection.execute(AUDIENCES.insert().values(audience))
+        connection.execute(AUDIENCES.insert().values(audience_row(operation)))
         mine = TENANTS.c.tenant == operation.tenant
         connection.execute(TENANTS.update().where(mine).values(day=_today(), accepted=accepted + 1))
         assert key is not None
@@ -166,19 +166,6 @@ class OperationStore:
                 f"operations/{operation_id} is not done: cancel it first", field="name", reason="OPERATION_ACTIVE"
             )
         connection.execute(OPERATIONS.delete().where(OPERATIONS.c.id == operation_id))
-
-    @transaction
-    def audience(self, connection: sa.Connection, tenant: str, audience_id: str) -> str:
-        """The `id` of a finished audience, which is its folder's name.
-
-        Raises:
-            NotFound: the tenant has none of this name, or it is not finished.
-        """
-        mine = (AUDIENCES.c.tenant == tenant, AUDIENCES.c.audience_id == audience_id)
-        found = connection.scalar(sa.select(AUDIENCES.c.id).where(*mine, AUDIENCES.c.published.is_not(None)))
-        if found is None:
-            raise NotFound(f"there is no audiences/{audience_id}", field="name")
-        return str(found)
 
     @transaction
     def ended(self, connection: sa.Connection, operation_ids: Collection[str]) -> builtins.list[str]:

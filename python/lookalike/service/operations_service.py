@@ -11,19 +11,20 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 
-from lookalike.errors import InvalidInput, LookalikeError
+from lookalike.errors import InvalidInput, LookalikeError, NotFound
 from lookalike.service import caller, tokens
 from lookalike.service.audiences import AudienceStore
-from lookalike.service.convert import operation_message
+from lookalike.service.convert import audience_message, operation_message
 from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.filters import parse_filter
 from lookalike.service.operations import OperationStore
-from lookalike.service.records import Operation, State
+from lookalike.service.records import Gone, Operation, State
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
@@ -34,14 +35,17 @@ Present = Callable[[Operation], Awaitable[operations_pb2.Operation]]
 _ID = re.compile(r"operations/([0-9a-f]{32})")
 
 
-def presenter(dispatcher: Dispatcher, audiences: AudienceStore) -> Present:
+def presenter(dispatcher: Dispatcher, audiences: AudienceStore, *, privacy_floor: int) -> Present:
     """How operations are shown: with their progress of the moment, and their audience when they have one."""
 
     async def present(operation: Operation) -> operations_pb2.Operation:
         audience = None
-        if operation.state is State.SUCCEEDED:
+        if operation.audience_gone is not None:
+            operation = replace(operation, error=_gone(operation))
+        elif operation.state is State.SUCCEEDED:
             try:
-                audience = await audiences.of(operation)
+                opened = await audiences.of(operation)
+                audience = audience_message(opened.record, opened.audience, privacy_floor=privacy_floor)
             except LookalikeError as error:  # somebody removed or damaged the folder
                 operation = replace(operation, error=error)
         return operation_message(
@@ -49,6 +53,14 @@ def presenter(dispatcher: Dispatcher, audiences: AudienceStore) -> Present:
         )
 
     return present
+
+
+def _gone(operation: Operation) -> NotFound:
+    assert operation.audience_gone is not None
+    why = operation.audience_gone.value
+    when = datetime.fromtimestamp(operation.audience_gone_at or 0.0, UTC).isoformat(timespec="seconds")
+    how = "has expired" if operation.audience_gone is Gone.EXPIRED else "was deleted"
+    return NotFound(f"audiences/{operation.audience_id} {how}, on {when}", field="name", reason=f"AUDIENCE_{why}")
 
 
 class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]

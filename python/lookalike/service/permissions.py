@@ -6,7 +6,7 @@ Knows the protos' names; knows neither gRPC nor who calls.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ class Rule:
     summed: bool = False
 
 
+MAX_NAMES = 10  # of one request in a line
+
 # Ids that the service draws, and those a caller may choose.
 _NAME = re.compile(r"(operations|audiences)/([0-9a-f]{32}|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)")
 
@@ -49,6 +51,36 @@ def _ordered(request: Any, response: Any) -> Fields:
         fields["validate_only"] = True
     elif response is not None:
         fields["operation"] = response.name
+    return fields
+
+
+def _resources(names: Sequence[str]) -> list[str]:
+    return [_resource(name) for name in names[:MAX_NAMES]]
+
+
+def _updated(request: Any, response: Any) -> Fields:
+    fields: dict[str, object] = {"audience": _resource(request.audience.name)}
+    if response is not None:
+        expires = response.expire_time.ToJsonString() if response.HasField("expire_time") else None
+        fields |= {"size": response.size, "expire_time": expires}
+    return fields
+
+
+def _refreshed(request: Any, response: Any) -> Fields:
+    fields: dict[str, object] = {"audience": _resource(request.name)}
+    if request.validate_only:
+        fields["validate_only"] = True
+    elif response is not None:
+        fields["operation"] = response.name
+    return fields
+
+
+def _opted_out(request: Any, response: Any) -> Fields:
+    fields: dict[str, object] = {"users": len(request.user_ids.integers.values) + len(request.user_ids.strings.values)}
+    if request.all_tenants:
+        fields["all_tenants"] = True
+    if response is not None:
+        fields["added"] = response.added
     return fields
 
 
@@ -73,6 +105,22 @@ RULES: Mapping[str, Rule] = {
         lambda request, response: {"audience": _resource(request.audience)},
         lambda piece: len(piece.scores),
     ),
+    f"{_AUDIENCES}/ListAudiences": Rule(Scope.READ),
+    f"{_AUDIENCES}/UpdateAudience": Rule(Scope.EXPAND, "update", _updated),
+    f"{_AUDIENCES}/DeleteAudience": Rule(
+        Scope.DELETE, "delete", lambda request, response: {"audience": _resource(request.name)}
+    ),
+    f"{_AUDIENCES}/RefreshAudience": Rule(Scope.EXPAND, "refresh", _refreshed),
+    f"{_AUDIENCES}/CompareAudiences": Rule(
+        Scope.READ, "compare", lambda request, response: {"audiences": _resources(request.audiences)}
+    ),
+    f"{_AUDIENCES}/StreamAudienceChanges": Rule(
+        Scope.READ,
+        "read",
+        lambda request, response: {"audiences": _resources([request.before, request.after])},
+        lambda piece: len(piece.ranks),
+    ),
+    f"{_AUDIENCES}/OptOutUsers": Rule(Scope.DELETE, "opt_out", _opted_out),
     f"{_OPERATIONS}/GetOperation": Rule(Scope.READ),
     f"{_OPERATIONS}/ListOperations": Rule(Scope.READ),
     f"{_OPERATIONS}/WaitOperation": Rule(Scope.READ),

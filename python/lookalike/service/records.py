@@ -34,6 +34,13 @@ class State(StrEnum):
         return self not in (State.QUEUED, State.RUNNING)
 
 
+class Gone(StrEnum):
+    """Why an audience is there no more."""
+
+    DELETED = "DELETED"
+    EXPIRED = "EXPIRED"
+
+
 class Priority(IntEnum):
     """Among the operations of one tenant."""
 
@@ -54,6 +61,8 @@ class Operation:
         attempts: runs begun.
         fence: counts claims; who holds an older one has lost the operation.
         queue_position: the tenant's operations ahead in the queue; 0 when not queued.
+        audience_ttl, audience_expires: seconds, and a time, after which its audience goes; of a new one alone.
+        audience_gone, audience_gone_at: why its audience is there no more, and since when.
     """
 
     id: str
@@ -76,6 +85,10 @@ class Operation:
     ended: float | None = None
     error: LookalikeError | None = None
     queue_position: int = 0
+    audience_ttl: float | None = None
+    audience_expires: float | None = None
+    audience_gone: Gone | None = None
+    audience_gone_at: float | None = None
 
     @property
     def due(self) -> float:
@@ -112,6 +125,8 @@ OPERATIONS = sa.Table(
     sa.Column("fence", sa.Integer, nullable=False),
     sa.Column("owner", sa.String(64)),  # the front that runs it, and how long it may without a sign of life
     sa.Column("lease_until", sa.Float),
+    sa.Column("audience_gone", sa.String(16)),
+    sa.Column("audience_gone_at", sa.Float),
     sa.UniqueConstraint("tenant", "request_id", name="operations_tenant_request_id_key"),
     sa.Index("operations_queue", "state", "tenant", "due", "number"),
     sa.Index("operations_listing", "tenant", "number"),
@@ -126,7 +141,24 @@ AUDIENCES = sa.Table(
     sa.Column("tenant", sa.String(128), nullable=False),
     sa.Column("audience_id", sa.String(64), nullable=False),
     sa.Column("published", sa.Float),  # None while it is made
+    sa.Column("campaign", sa.Text, nullable=False),
+    sa.Column("ttl", sa.Float),  # seconds from `published` to `expires`
+    sa.Column("expires", sa.Float),
+    sa.Column("deleted", sa.Float),  # since then nobody sees it, and its files are being removed
+    sa.Column("opted_out_through", sa.BigInteger, nullable=False),  # opt-outs up to this number are in it no more
     sa.UniqueConstraint("tenant", "audience_id", name="audiences_tenant_audience_id_key"),
+    sa.Index("audiences_listing", "tenant", "published", "id"),
+)
+# Who is to be left out; those of the tenant "" for everyone. Whoever reads a number has seen all lower ones: they are
+# given in the order of commits.
+OPT_OUTS = sa.Table(
+    "opt_outs",
+    METADATA,
+    sa.Column("tenant", sa.String(128), primary_key=True),
+    sa.Column("user_id", sa.Text, primary_key=True),  # integers in decimal
+    sa.Column("number", sa.BigInteger, nullable=False),  # of the call that added it
+    sa.Index("opt_outs_of_tenant", "tenant", "number"),
+    sa.Index("opt_outs_by_number", "number"),
 )
 TENANTS = sa.Table(
     "tenants",
@@ -198,4 +230,19 @@ def from_row(row: Any) -> Operation:
         started=row["started"],
         ended=row["ended"],
         error=error_from_json(json.loads(row["error"])) if row["error"] else None,
+        audience_gone=Gone(row["audience_gone"]) if row["audience_gone"] else None,
+        audience_gone_at=row["audience_gone_at"],
     )
+
+
+def audience_row(operation: Operation) -> dict[str, Any]:
+    """Columns of the audience a new operation makes."""
+    return {
+        "id": operation.id,
+        "tenant": operation.tenant,
+        "audience_id": operation.audience_id,
+        "campaign": operation.job.campaign,
+        "ttl": operation.audience_ttl,
+        "expires": operation.audience_expires,
+        "opted_out_through": 0,
+    }

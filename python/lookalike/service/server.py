@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,12 @@ from lookalike.runtime.confined import ConfinedRuntime
 from lookalike.runtime.job import Runtime
 from lookalike.runtime.score_job import ScoreRuntime
 from lookalike.schema import FeatureSchema
+from lookalike.service.audience_records import AudienceRecords
 from lookalike.service.audience_service import AudienceServicer
 from lookalike.service.audiences import AudienceStore
 from lookalike.service.audit import AuditLog
 from lookalike.service.authentication import AuthInterceptor
+from lookalike.service.curation import Curators
 from lookalike.service.data_dir import DataDir, bind, data_dir
 from lookalike.service.database import Database, database_url
 from lookalike.service.dispatcher import Dispatcher
@@ -44,6 +48,8 @@ from lookalike.service.metrics import Metrics
 from lookalike.service.observation import ObservingInterceptor
 from lookalike.service.operations import OperationStore
 from lookalike.service.operations_service import OperationsServicer, presenter
+from lookalike.service.opt_out_keeper import OptOutKeeper
+from lookalike.service.opt_outs import OptOutStore
 from lookalike.service.scoring_service import ScoringServicer
 from lookalike.service.status import ErrorInterceptor
 from lookalike.service.token_file import TokenFile, tokens_path
@@ -101,6 +107,11 @@ async def serve(
         database = await Database.open(url, on_failure=metrics.store_failed)
         try:
             await bind(folder, database)
+            records = AudienceRecords(database, audience_days=service.audience_days)
+            opt_outs = OptOutStore(database)
+            keeper = OptOutKeeper(
+                records, opt_outs, audiences=folder.audiences, jobs=folder.jobs, id_type=opened.id_type
+            )
             quotas = Quotas(config.quotas)
             store = OperationStore(database, quotas, max_queued=service.max_queued, metrics=metrics)
             dispatcher = Dispatcher(
@@ -111,14 +122,15 @@ async def serve(
                 pool=opened.path,
                 checkpoint=checkpoint_fingerprint,
                 max_attempts=service.max_attempts,
+                opt_outs=keeper,
                 metrics=metrics,
                 tracing=tracing,
             )
-            audiences = AudienceStore(folder.audiences, store)
-            present = presenter(dispatcher, audiences)
+            audiences = AudienceStore(folder.audiences, records, keeper)
+            present = presenter(dispatcher, audiences, privacy_floor=service.privacy_floor)
             servicer = AudienceServicer(
                 pool=opened,
-                door=Door(opened, campaign_schema, service.seeds_dir),
+                door=Door(opened, campaign_schema, service.seeds_dir, usual_reserve=partial(_usual_reserve, service)),
                 store=store,
                 dispatcher=dispatcher,
                 audiences=audiences,
@@ -127,6 +139,7 @@ async def serve(
                 capacity=lambda: runtime.capacity,
                 min_seeds=config.adaptation.min_seeds,
                 page_size=service.page_size,
+                curators=Curators(audiences, records, opt_outs, keeper, folder, opened, service.privacy_floor),
             )
             operations = OperationsServicer(store, dispatcher, present)
             scorer = ScoringServicer(pool=opened, audiences=audiences, runtime=scoring, metrics=metrics)
@@ -135,6 +148,7 @@ async def serve(
             async with (
                 _authentication(service, folder.path) as authentication,
                 _forgetting(service, database, folder),
+                _keeping(keeper),
                 exposition(service.metrics_listen, metrics, observed),
             ):
                 services = _Services(servicer, operations, scorer)
@@ -241,6 +255,23 @@ async def _authentication(config: ServiceConfig, data_dir: Path) -> AsyncIterato
     finally:
         await interceptor.close()
         await audit.close()
+
+
+def _usual_reserve(config: ServiceConfig, k: int) -> int:
+    """Users to keep beside an audience of a size."""
+    return min(max(config.reserve_least, math.ceil(config.reserve_share * k)), config.reserve_most)
+
+
+@asynccontextmanager
+async def _keeping(keeper: OptOutKeeper) -> AsyncIterator[None]:
+    """Carries opt-outs out while the block runs."""
+    task = asyncio.create_task(keeper.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 @asynccontextmanager

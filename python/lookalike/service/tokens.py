@@ -32,13 +32,40 @@ def decode(token: str, *, listing: str, field: str) -> int:
             return position
     except (ValueError, TypeError, RecursionError):
         pass
-    raise InvalidInput(
+    raise _foreign(field)
+
+
+def encode_place(moment: float, name: str, *, listing: str) -> str:
+    """A token for the place behind what has this moment and name, in a listing in order of these."""
+    payload = json.dumps([moment, name, _digest(listing, f"{moment!r}\0{name}")]).encode()
+    return base64.urlsafe_b64encode(payload).decode().rstrip("=")
+
+
+def decode_place(token: str, *, listing: str, field: str) -> tuple[float, str] | None:
+    """The place; None, the beginning, for the empty token.
+
+    Raises:
+        InvalidInput: as `decode`.
+    """
+    if not token:
+        return None
+    try:
+        moment, name, digest = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        if isinstance(moment, float) and isinstance(name, str) and digest == _digest(listing, f"{moment!r}\0{name}"):
+            return moment, name
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise _foreign(field)
+
+
+def _foreign(field: str) -> InvalidInput:
+    return InvalidInput(
         f"'{field}' is no token of this listing; pass one it returned, with the other arguments unchanged",
         field=field,
         reason="INVALID_TOKEN",
     )
 
 
-def _digest(listing: str, position: int) -> str:
+def _digest(listing: str, position: int | str) -> str:
     """Not a secret: it catches mix-ups and typing errors, and there is nothing to gain by forging one."""
     return hashlib.sha256(f"{listing}\0{position}".encode()).hexdigest()[:16]

@@ -1,0 +1,218 @@
+"""The part of the client that looks after finished audiences: list, compare, change, delete; and users who opt out.
+
+Knows the protos and how statuses become errors; free of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+import grpc
+import pyarrow as pa
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lookalike.errors import InvalidInput, Unavailable
+from lookalike.service.status import from_rpc_error
+from lookalike.v1 import audience_pb2, audience_pb2_grpc
+
+_T = TypeVar("_T")
+UserIds: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[int | str]
+
+OPT_OUTS_A_CALL = 100_000  # what a server takes at once
+
+_Change = audience_pb2.StreamAudienceChangesResponse
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Users who left one audience or joined another.
+
+    Attributes:
+        kind: "left", with their ranks and scores from before, or "joined".
+        members: rank int64, user_id, score float32.
+        left, joined, kept: how many there are in all.
+    """
+
+    kind: Literal["left", "joined"]
+    members: pa.RecordBatch
+    left: int
+    joined: int
+    kept: int
+
+
+class _Connected(Protocol):
+    """What of a client is used here."""
+
+    _audiences: audience_pb2_grpc.AudienceServiceStub
+
+    def _call(self, method: Callable[..., _T], request: object, *, more_seconds: float = 0.0) -> _T: ...
+
+    def _retry(self, method: Callable[..., _T], request: object) -> _T: ...
+
+
+class CurationCalls:
+    """Methods of `Client`."""
+
+    def audiences(self: _Connected, filter: str = "") -> Iterator[audience_pb2.Audience]:  # noqa: A002
+        """All finished audiences, oldest first; `filter` such as `campaign = "x" AND create_time < "2026-01-01"`."""
+        token = ""
+        while True:
+            request = audience_pb2.ListAudiencesRequest(filter=filter, page_token=token)
+            page = self._retry(self._audiences.ListAudiences, request)
+            yield from page.audiences
+            token = page.next_page_token
+            if not token:
+                return
+
+    def update_audience(
+        self: _Connected,
+        name: str,
+        *,
+        k: int | None = None,
+        expires: datetime | None = None,
+        ttl: timedelta | None = None,
+        keep: bool = False,
+    ) -> audience_pb2.Audience:
+        """Change what is given of an audience.
+
+        Args:
+            name: audiences/...
+            k: its size: up to the members and the reserve that is left.
+            expires: when it is to be deleted; or
+            ttl: in how long; or
+            keep: never, unless the server has a time for all.
+
+        Raises:
+            NotFound: no such audience. InvalidInput: nothing is given, or a value is wrong.
+            FailedPrecondition: reason RESERVE_EXHAUSTED: it has not kept so many users.
+            PermissionDenied: it would expire sooner, which wants the scope `delete`.
+        """
+        if sum((expires is not None, ttl is not None, keep)) > 1:
+            raise InvalidInput("give one of expires, ttl and keep", field="expires")
+        request = audience_pb2.UpdateAudienceRequest(ttl=duration(ttl) if ttl is not None else None)
+        request.audience.name = name
+        if k is not None:
+            _named("k", lambda: setattr(request.audience, "k_requested", k))
+            request.update_mask.paths.append("k_requested")
+        if expires is not None:
+            request.audience.expire_time.CopyFrom(timestamp(expires))
+        if keep or expires is not None:
+            request.update_mask.paths.append("expire_time")
+        return self._retry(self._audiences.UpdateAudience, request)
+
+    def delete_audience(self: _Connected, name: str, *, allow_missing: bool = False) -> None:
+        """Remove an audience and its files; its operation remembers that it was there.
+
+        Raises:
+            NotFound: no such audience, unless `allow_missing`.
+        """
+        request = audience_pb2.DeleteAudienceRequest(name=name, allow_missing=allow_missing)
+        try:
+            self._call(self._audiences.DeleteAudience, request)
+        except Unavailable:  # it may be gone by now
+            request.allow_missing = True
+            self._retry(self._audiences.DeleteAudience, request)
+
+    def compare(self: _Connected, names: Sequence[str]) -> audience_pb2.CompareAudiencesResponse:
+        """How far 2 to 10 audiences overlap, two by two.
+
+        Raises:
+            NotFound: no such audience. InvalidInput: another number of them, or their ids are of different types.
+        """
+        return self._retry(self._audiences.CompareAudiences, audience_pb2.CompareAudiencesRequest(audiences=names))
+
+    def changes(self: _Connected, before: str, after: str) -> Iterator[Changes]:
+        """Who left between two audiences, then who joined, each in order of rank; nothing where they are the same.
+
+        Raises:
+            NotFound: no such audience. FailedPrecondition: reason PRIVACY_FLOOR: there are too few to be told of.
+        """
+        request = audience_pb2.StreamAudienceChangesRequest(before=before, after=after)
+        try:
+            for message in self._audiences.StreamAudienceChanges(request):
+                if message.change:
+                    yield _changes(message)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def opt_out(self: _Connected, users: UserIds, *, all_tenants: bool = False) -> audience_pb2.OptOutUsersResponse:
+        """Leave users out of every audience, from now on; safe to repeat.
+
+        When this returns nobody is given them any more. `pending_audiences` of the answer are still to be rewritten: to
+        repeat the call is to wait for that.
+
+        Args:
+            users: ids of the pool's type, also such as it does not have yet.
+            all_tenants: for everyone, not for your own tenant alone; wants the scope `admin`.
+
+        Raises:
+            InvalidInput: ids of another type, or none. PermissionDenied: a scope is missing.
+        """
+        values = users.to_pylist() if isinstance(users, (pa.Array, pa.ChunkedArray)) else list(users)
+        added, answer = 0, audience_pb2.OptOutUsersResponse()
+        for start in range(0, max(len(values), 1), OPT_OUTS_A_CALL):
+            request = audience_pb2.OptOutUsersRequest(all_tenants=all_tenants)
+            some = values[start : start + OPT_OUTS_A_CALL]
+            request.user_ids.CopyFrom(_named("users", lambda some=some: user_ids_message(some)))  # type: ignore[misc]
+            answer = self._retry(self._audiences.OptOutUsers, request)
+            added += answer.added
+        answer.added = added
+        return answer
+
+
+def user_ids_message(users: UserIds) -> audience_pb2.UserIds:
+    """Ids as a message.
+
+    Raises:
+        TypeError, ValueError: they are neither integers nor strings.
+    """
+    values = users.to_pylist() if isinstance(users, (pa.Array, pa.ChunkedArray)) else list(users)
+    if values and isinstance(values[0], str):
+        return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=values))
+    return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=values))
+
+
+def ids_of(message: audience_pb2.UserIds) -> pa.Array:
+    """Inverse of `user_ids_message`: int64 or large_string."""
+    if message.WhichOneof("kind") == "strings":
+        return pa.array(message.strings.values, pa.large_string())
+    return pa.array(message.integers.values, pa.int64())
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """A time as a message; one without a zone is the machine's.
+
+    Raises:
+        InvalidInput: before the year 1 or so.
+    """
+    message = Timestamp()
+    _named("expires", lambda: message.FromDatetime(moment.astimezone()))
+    return message
+
+
+def duration(length: timedelta) -> Duration:
+    """A length of time as a message."""
+    message = Duration()
+    message.FromTimedelta(length)
+    return message
+
+
+def _named(field: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(f"{field}: {error}", field=field) from error
+
+
+def _changes(message: audience_pb2.StreamAudienceChangesResponse) -> Changes:
+    columns = {
+        "rank": pa.array(message.ranks, pa.int64()),
+        "user_id": ids_of(message.user_ids),
+        "score": pa.array(message.scores, pa.float32()),
+    }
+    kind: Literal["left", "joined"] = "left" if message.change == _Change.CHANGE_LEFT else "joined"
+    return Changes(kind, pa.RecordBatch.from_pydict(columns), message.left, message.joined, message.kept)
