@@ -48,8 +48,8 @@ class Expiry:
         # The records go first: a folder without one is found again, a record without a folder would be a lie.
         for audience_id in await self._expire():
             await asyncio.to_thread(self._folder.remove_audience, audience_id)
-        active, audiences = await self._known()
-        await asyncio.to_thread(self._folder.clear, active, audiences, alone=alone)
+        active, done, audiences = await self._known()
+        await asyncio.to_thread(self._folder.clear, active, done, audiences, alone=alone)
 
     @transaction
     def _expire(self, connection: sa.Connection) -> list[str]:
@@ -65,6 +65,8 @@ class Expiry:
         return expired
 
     @transaction
-    def _known(self, connection: sa.Connection) -> tuple[set[str], set[str]]:
+    def _known(self, connection: sa.Connection) -> tuple[set[str], set[str], set[str]]:
+        """Operations that are not done, those that are, and audiences."""
         active = set(connection.scalars(sa.select(OPERATIONS.c.id).where(OPERATIONS.c.state.in_(ACTIVE))))
-        return active, set(connection.scalars(sa.select(AUDIENCES.c.id)))
+        done = set(connection.scalars(sa.select(OPERATIONS.c.id).where(OPERATIONS.c.state.not_in(ACTIVE))))
+        return active, done, set(connection.scalars(sa.select(AUDIENCES.c.id)))
