@@ -9,7 +9,7 @@ they are accepted, with the same request_id, whatever happens to the service.
     patient      orders, waits for the end, reads the members
     returning    hangs up in the middle of ordering, then orders the same again
     vanishing    hangs up in the middle of ordering, for good
-    leaving      orders, hangs up in the middle of waiting or reading, for good
+    leaving      orders, hangs up in the middle of waiting, every other one of reading, for good
     twice        orders the same over two connections at once
     cancelling   orders, cancels, waits for the end
 """
@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Customer:
             if other is not None:
                 other.join()
             if order.sort == "leaving":
-                self._hang_up_waiting(connection, name)
+                self._hang_up_reading(connection, name) if order.number % 2 else self._hang_up_waiting(connection, name)
                 return
             if order.sort == "cancelling":
                 time.sleep(order.pause)
@@ -124,6 +125,15 @@ class Customer:
         wait = operations_pb2.WaitOperationRequest(name=name, timeout=duration_pb2.Duration(seconds=20))
         connection.operations.WaitOperation.future(wait, timeout=20)
         time.sleep(self._order.pause)
+        connection.close()
+
+    def _hang_up_reading(self, connection: Connection, name: str) -> None:
+        audience = self._until_done(connection, name)
+        if audience:
+            request = audience_pb2.StreamAudienceMembersRequest(audience=audience)
+            stream = connection.audiences.StreamAudienceMembers(request, timeout=CALL_SECONDS)
+            with suppress(grpc.RpcError):
+                next(stream)
         connection.close()
 
     def _until_accepted(self, connection: Connection) -> str:
