@@ -12,6 +12,7 @@
 #   make bench-train [ARGS='--data DIR']      a training step beside a plain one (benchmarks/README.md)
 #   make bench-kernels                        the scan kernels; needs Google Benchmark (Debian: libbenchmark-dev)
 #   make setup                                only the set-up; then: . .venv/bin/activate
+#   make chaos [ARGS='--seed 7']              200 expansions while everything is killed; nothing may be lost
 #   make format  make serve  make loadtest  make clean
 #
 # PYTHON=... picks the interpreter (3.11 or newer), CXX=... the C++20 compiler.
@@ -33,10 +34,10 @@ CPP_FILES   := $(shell find csrc -name '*.h' -o -name '*.cpp')
 CPP_EXAMPLES := $(wildcard examples/cpp/*.cpp)
 BUILD_FILES := setup.py CMakeLists.txt $(CPP_FILES) $(shell find csrc cmake -name CMakeLists.txt -o -name '*.cmake*' 2>/dev/null)
 PROTO_FILES := $(shell find protos -type f)
-PYTHON_DIRS := python/lookalike handlers protos/generate.py examples loadtests benchmarks setup.py
+PYTHON_DIRS := python/lookalike handlers protos/generate.py examples loadtests chaos benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-ingest bench-billion bench-score bench-train bench-kernels format fuzz serve loadtest clean
+.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-ingest bench-billion bench-score bench-train bench-kernels format fuzz serve loadtest chaos clean
 .DELETE_ON_ERROR:
 
 help:
@@ -146,6 +147,9 @@ endef
 
 loadtest: $(STAMPS)/package
 	@$(BIN)/python loadtests/run.py
+
+chaos: $(STAMPS)/package
+	@$(BIN)/python chaos/chaos.py $(ARGS)
 
 clean:
 	rm -rf build dist .venv .demo model_store/*.mar loadtests/results python/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
-    for folder in ("python/lookalike", "handlers", "examples", "loadtests", "benchmarks", "protos", "tests")
+    for folder in ("python/lookalike", "handlers", "examples", "loadtests", "chaos", "benchmarks", "protos", "tests")
     for path in (ROOT / folder).rglob("*.py")
     if not path.name.endswith(("_pb2.py", "_pb2_grpc.py"))
 )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import disks
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -262,14 +261,8 @@ def test_a_full_disk_is_said_and_leaves_the_old_pool(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of half a MiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(path)]
-    if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting needs root")
-    yield path
-    subprocess.run(["umount", "--lazy", path], check=True)  # pools of the test may be mapped still
+    with disks.small_disk(tmp_path / "disk", "512k") as path:
+        yield path
 
 
 @pytest.mark.parametrize("ordered", [False, True])

@@ -160,6 +160,14 @@ def test_a_flag_is_looked_for_at_most_every_so_often(tmp_path: Path) -> None:
     assert other()
 
 
+def test_a_job_whose_folder_is_gone_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    flag = CancelFlag(tmp_path / "job" / "flag", interval=0.0)
+    assert not flag()
+    (tmp_path / "job").rmdir()
+    assert flag()
+
+
 def test_seeds_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(errors.NotFound):
         read_seeds(tmp_path / "none.parquet")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ import lookalike
 from lookalike import errors
 from lookalike.config import Config, TorchServeConfig
 from lookalike.retrieval.receipt import Progress
+from lookalike.runtime import torchserve_leftovers as leftovers
 from lookalike.runtime.archive import build_archive
 from lookalike.runtime.job import ExpansionJob
 from lookalike.runtime.torchserve import TorchServeRuntime
@@ -90,6 +92,7 @@ async def test_a_job_runs_and_its_progress_comes(runtime: TorchServeRuntime, tmp
     assert await runtime.run(job, steps.append) == expected
     assert [step.stage.value for step in steps[:2]] == ["MATCHING", "SCORING"]
     assert await runtime.ready()
+    assert runtime.log_file.parent.stat().st_mode & 0o077 == 0  # by default the data folder, which it makes
 
 
 @module_loop
@@ -257,28 +260,53 @@ async def test_a_killed_jvm_ends_the_job_and_is_replaced(config: TorchServeConfi
         assert (runtime.health().restarts, runtime.health().worker_restarts) == (1, 0)
 
 
-def test_nothing_outlives_a_front_killed_by_force(config: TorchServeConfig, tmp_path: Path) -> None:
+def killed_by_force(config: TorchServeConfig, folder: Path, *, leash_too: bool) -> tuple[int, Path]:
+    """Start a TorchServe from a process that is then killed; returns its group and its work folder."""
     code = f"""
 import sys, time
 from pathlib import Path
 from lookalike.runtime.torchserve_process import TorchServeProcess
-process = TorchServeProcess(Path({str(config.archive)!r}), Path({str(tmp_path / "log")!r}))
+process = TorchServeProcess(Path({str(config.archive)!r}), Path({str(folder / "log")!r}))
 while process.keys() is None:
     time.sleep(0.05)
 print(process.pid, flush=True)
 time.sleep({SECONDS})
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(lookalike.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(lookalike.__file__).parents[1]), "TMPDIR": str(folder)}
     front = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True)
     assert front.stdout is not None
     group = int(front.stdout.readline())
     wait_until(lambda: len(workers(group)) == 2)
     work_dir = Path(psutil.Process(group).cwd())
+    if leash_too:
+        os.kill(group, signal.SIGKILL)
     front.kill()
     front.wait()
     front.stdout.close()
-    wait_until(lambda: alive(group) == [])
-    assert not work_dir.exists()
+    return group, work_dir
+
+
+def test_nothing_outlives_a_front_killed_by_force(config: TorchServeConfig) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # short, for sockets
+        group, work_dir = killed_by_force(config, Path(folder), leash_too=False)
+        wait_until(lambda: alive(group) == [])
+        assert not work_dir.exists()
+
+
+def test_a_front_killed_with_its_leash_is_cleared_away_at_the_next_start(config: TorchServeConfig) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        group, work_dir = killed_by_force(config, Path(folder), leash_too=True)
+        wait_until(lambda: group not in {process.pid for process in alive(group)})
+        assert alive(group)
+        held = Path(tempfile.mkdtemp(dir=folder, prefix=leftovers.PREFIX))
+        lock = leftovers.hold(held)
+        leftovers.remove_abandoned(Path(folder))
+        assert alive(group) == []
+        assert not work_dir.exists()
+        assert held.exists()
+        os.close(lock)
+        leftovers.remove_abandoned(Path(folder))
+        assert not held.exists()
 
 
 @module_loop

@@ -119,6 +119,19 @@ async def test_folders_that_belong_to_nothing_go_when_nobody_can_be_at_them(data
         assert all(one.exists() for one in left)
 
 
+async def test_what_an_operation_that_is_done_left_goes_at_once(database_url: str, tmp_path: Path) -> None:
+    """A front that was killed between an operation's end and forgetting it; a worker that was faster than its end."""
+    async with opened(database_url, tmp_path) as (both, folder):
+        await done(both, folder, A, State.SUCCEEDED, days_ago=0)
+        await done(both, folder, B, State.CANCELLED, days_ago=0)
+        gone = [folder.jobs / A, folder.jobs / B, folder.audiences / f"{A}.partial-0123", folder.audiences / B]
+        for path in gone:
+            path.mkdir()
+        await Expiry(both.database, folder, operation_days=0, audience_days=0).sweep(alone=False)
+        assert [one for one in gone if one.exists()] == []
+        assert (folder.audiences / A).exists()
+
+
 async def test_the_folder_and_the_database_belong_together(database_url: str, tmp_path: Path) -> None:
     async with opened(database_url, tmp_path / "a") as (both, folder):
         await bind(folder, both.database)

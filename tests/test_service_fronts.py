@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from postgres import new_database
 from processes import wait_until
@@ -19,6 +20,8 @@ import lookalike
 from lookalike import errors
 from lookalike.client import Client, Expansion
 from lookalike.retrieval.audience import Audience
+from lookalike.service.status import from_rpc_error
+from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
 ORDERS = 12
 SECONDS = 120.0  # more than anything here takes; only a hang gets there
@@ -27,10 +30,10 @@ pytestmark = pytest.mark.timeout(600)  # two servers start in each test
 
 
 class OneFront:
-    """A process, and a client of it."""
+    """A process, its address, and a client of it."""
 
-    def __init__(self, process: subprocess.Popen[str], client: Client) -> None:
-        self.process, self.client = process, client
+    def __init__(self, process: subprocess.Popen[str], address: str, client: Client) -> None:
+        self.process, self.address, self.client = process, address, client
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -86,7 +89,7 @@ def fronts(postgres: Path, sample_pool: Path, tmp_path: Path, lease_seconds: flo
             assert process.stdout is not None
             address = process.stdout.readline().strip()
             assert address, "a front did not start"
-            running.append(OneFront(process, stack.enter_context(Client(address, timeout=SECONDS))))
+            running.append(OneFront(process, address, stack.enter_context(Client(address, timeout=SECONDS))))
         yield Fronts(control, data_dir, running)
 
 
@@ -155,6 +158,35 @@ def test_a_front_that_ends_hands_its_work_over_at_once(fronts: Fronts) -> None:
     fronts.first.process.wait(SECONDS)
     fronts.release()
     check_all_done_once(fronts, fronts.second, names)
+
+
+def unread(address: str) -> int:
+    """Connections to the address on which something has come that its process has not read."""
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    tables = [Path("/proc/net") / name for name in ("tcp", "tcp6")]
+    lines = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
+    return sum(1 for line in lines if line[1].endswith(port) and int(line[4].partition(":")[2], 16))
+
+
+def test_calls_that_a_front_has_not_begun_when_it_ends_may_be_tried_again(fronts: Fronts) -> None:
+    request = audience_pb2.ExpandAudienceRequest(k=5, campaign={"name": "spring"})
+    request.seed_ids.integers.values.extend([1, 2, 3])
+    with contextlib.ExitStack() as stack:
+        channels = [
+            stack.enter_context(grpc.insecure_channel(fronts.first.address, options=[("test.channel", n)]))
+            for n in range(8)
+        ]
+        for channel in channels:
+            grpc.channel_ready_future(channel).result(SECONDS)
+        fronts.first.send(signal.SIGSTOP)
+        stubs = [audience_pb2_grpc.AudienceServiceStub(channel) for channel in channels]
+        calls = [stub.ExpandAudience.future(request, timeout=SECONDS) for stub in stubs]
+        wait_until(lambda: unread(fronts.first.address) == len(calls))
+        fronts.first.send(signal.SIGTERM)
+        fronts.first.send(signal.SIGCONT)
+        failed = [error for call in calls if (error := call.exception()) is not None]
+        assert grpc.StatusCode.CANCELLED in {error.code() for error in failed}
+        assert {type(from_rpc_error(error)) for error in failed} == {errors.Unavailable}
 
 
 @pytest.mark.parametrize("lease_seconds", [600.0], indirect=True)

@@ -5,6 +5,7 @@ Ground floor; knows only `errors`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -14,6 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lookalike.errors import AlreadyExists, ResourceExhausted
+
+# Reason of the ResourceExhausted that says a disk, or a quota of it, is used up.
+DISK_FULL = "DISK_FULL"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
@@ -27,19 +32,26 @@ def staged_folder(output: Path, *, overwrite: bool = False, within: Path | None 
 
     Raises:
         AlreadyExists: `output` exists and `overwrite` is false, or appeared meanwhile.
+        ResourceExhausted: reason DISK_FULL: the block, or what comes after it, met a full disk.
     """
     if output.exists() and not overwrite:
         raise AlreadyExists(f"{output} exists; choose another name or ask to overwrite it", field="output")
-    output.parent.mkdir(parents=True, exist_ok=True)
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
     staged = (within or output.parent) / f"{output.name}.tmp-{token}"
-    staged.mkdir()
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staged.mkdir()
         yield staged
         _sync_tree(staged)
         _publish(staged, output, aside=output.parent / f"{output.name}.old-{token}", overwrite=overwrite)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise ResourceExhausted(
+                f"the disk of {output} is full ({os.strerror(error.errno)}): free some space, or write elsewhere",
+                field="output",
+                reason=DISK_FULL,
+            ) from error
         raise
 
 
@@ -70,6 +82,8 @@ def _publish(staged: Path, output: Path, *, aside: Path, overwrite: bool) -> Non
     except OSError as error:
         if replaced:
             aside.rename(output)
+        if error.errno in _FULL:
+            raise
         raise AlreadyExists(f"{output} appeared while its successor was written", field="output") from error
     sync(output.parent)
     if replaced:

@@ -74,6 +74,11 @@ class ServerProcess:
         assert self._process is not None
         return self._process.pid
 
+    def wait(self) -> int:
+        """Wait until it has ended by itself, or was ended by others; returns its exit code."""
+        assert self._process is not None
+        return self._process.wait()
+
     def stop(self) -> int:
         """End it, and all it started, as SIGTERM does; returns its exit code. May be called again."""
         assert self._process is not None

@@ -5,12 +5,10 @@ Memory is the sorter's limit, some batches and two shards. Knows `schema`, Parqu
 
 from __future__ import annotations
 
-import errno
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from pyarrow import fs
 from lookalike.dataset.location import Source
 from lookalike.dataset.parquet import DEFAULT_MEMORY_GIB, ParquetSource, sql
 from lookalike.dataset.vocabulary import build_schema
-from lookalike.errors import InternalError, InvalidInput, ResourceExhausted
+from lookalike.errors import InternalError, InvalidInput
 from lookalike.files import staged_folder
 from lookalike.pool.manifest import Manifest, Shard
 from lookalike.pool.publish import pointer_beside, publish_snapshot
@@ -86,7 +84,7 @@ def ingest(
     if publish:
         pointer_beside(output)  # refuse sooner than after hours of work
     now = datetime.now(UTC)
-    with _room_on(output), staged_folder(output, overwrite=overwrite) as folder:
+    with staged_folder(output, overwrite=overwrite) as folder:
         if schema is None:
             schema = build_schema(parquet, where=parquet.name, scratch=folder, memory_gib=memory_gib)
         columns = arrow_schema(schema, kept_id_type)
@@ -108,20 +106,6 @@ def ingest(
     if publish:
         publish_snapshot(output)
     return pool
-
-
-@contextmanager
-def _room_on(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise
-        raise ResourceExhausted(
-            f"the disk of {output} is full ({os.strerror(error.errno)}): free some space, or write elsewhere",
-            field="output",
-            reason="DISK_FULL",
-        ) from error
 
 
 def _write_shards(folder: Path, batches: Iterator[pa.RecordBatch], where: str, counter: _Progress) -> tuple[Shard, ...]:

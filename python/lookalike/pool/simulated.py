@@ -5,7 +5,6 @@ Knows the profiles and shards; no Parquet and no sorting, for the users come in 
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.dataset.profiles import BLOCK_USERS, Population, Profile
-from lookalike.errors import InvalidInput, ResourceExhausted
+from lookalike.errors import InvalidInput
 from lookalike.files import file_digest, require_space, staged_folder
 from lookalike.pool.ingest import SHARD_ROWS
 from lookalike.pool.manifest import Manifest, Shard
@@ -97,21 +96,12 @@ class _Writer:
         self._columns = arrow_schema(population.schema, ID_TYPES[_ID_TYPE])
 
     def write(self, number: int) -> Shard:
-        """Write shard `number`.
-
-        Raises:
-            ResourceExhausted: the disk is full.
-        """
+        """Write shard `number`."""
         first = number * self._shard_rows
         stop = min(first + self._shard_rows, self._users)
         path = self._folder / f"users-{number:05d}.arrow"
         batch = self._batch(first, stop)
-        try:
-            write(path, batch)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise ResourceExhausted(f"the disk of {self._folder.parent} is full", field="output") from error
-            raise
+        write(path, batch)
         size = path.stat().st_size
         return Shard(file=path.name, first_row=first, rows=stop - first, bytes=size, sha256=file_digest(path))
 

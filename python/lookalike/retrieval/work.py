@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from lookalike.config import parse
 from lookalike.errors import AlreadyExists, DataCorrupted, InvalidInput, LookalikeError, Unavailable
-from lookalike.files import file_digest, staged_folder, write_whole
+from lookalike.files import DISK_FULL, file_digest, staged_folder, write_whole
 from lookalike.retrieval.receipt import MODEL_NAME, Adaptation
 from lookalike.retrieval.topk import TopK
 
@@ -57,7 +57,7 @@ class Work:
 
     One process at a time may hold a work folder. It is removed when the block ends well or with an error of ours,
     which would come again (Cancelled among them); it stays when the process is killed, stopped by Ctrl-C, or fails for
-    the machine's sake.
+    the machine's sake, as on a full disk.
 
     Attributes:
         path: the folder; there from `begin` on, or from the start if `adaptation` is not None.
@@ -104,7 +104,8 @@ class Work:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._lock is not None and (error is None or isinstance(error, LookalikeError)):
+        done = error is None or (isinstance(error, LookalikeError) and error.reason != DISK_FULL)
+        if self._lock is not None and done:
             shutil.rmtree(self.path, ignore_errors=True)
         self._release()
 

@@ -34,7 +34,9 @@ FLAG_INTERVAL_SECONDS = 0.1
 
 
 class CancelFlag:
-    """Whether a file has appeared, asked as often as one likes; once true it stays true."""
+    """Whether a file has appeared, or the folder it would appear in has gone, asked as often as one likes; once true
+    it stays true.
+    """
 
     def __init__(self, path: Path, interval: float = FLAG_INTERVAL_SECONDS) -> None:
         self._path = path
@@ -46,7 +48,8 @@ class CancelFlag:
         now = time.monotonic()
         if not self._raised and now >= self._next_look:
             self._next_look = now + self._interval
-            self._raised = self._path.exists()
+            # A job's folder goes when the job has an end, noted while this process was out of its front's sight.
+            self._raised = self._path.exists() or not self._path.parent.exists()
         return self._raised
 
 

@@ -40,7 +40,7 @@ class ExpansionJob:
         pool: snapshot folder.
         checkpoint: SHA-256 of the general checkpoint the job wants; a runtime that holds another refuses.
         output: audience folder to be created; must not exist, or hold this very job's finished audience.
-        cancel_flag: the job stops soon after a file of this name appears.
+        cancel_flag: the job stops soon after a file of this name appears, or its folder goes.
         tenant, request_id: who ordered it and by which id, for logs.
         traceparent: W3C's, of the span that the job's own spans belong under; empty: none.
     """

@@ -22,6 +22,7 @@ import psutil
 from lookalike.runtime.torchserve_logs import as_json
 
 DRAIN_SECONDS = 2.0  # for the last lines of a JVM that ended by itself
+KILLED_SECONDS = 2.0  # until a killed process is gone, at most
 
 
 def main() -> None:
@@ -71,6 +72,11 @@ def _hold(work_dir: str, grace: float) -> None:
 def _end(work_dir: str) -> None:
     with contextlib.suppress(OSError):  # closed already
         sys.stdout.flush()
+    children = psutil.Process().children(recursive=True)
+    for process in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(children, timeout=KILLED_SECONDS)  # else they might write into the folder while it is removed
     shutil.rmtree(work_dir, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 

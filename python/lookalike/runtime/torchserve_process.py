@@ -27,6 +27,7 @@ import psutil
 import lookalike
 from lookalike import logs
 from lookalike.errors import NotFound, Unavailable
+from lookalike.runtime import torchserve_leftovers as leftovers
 from lookalike.runtime.archive import MODEL_NAME, SCORING_NAME
 from lookalike.runtime.torchserve_logs import LOG_CONFIGS
 
@@ -60,7 +61,7 @@ class TorchServeProcess:
     """One start of TorchServe: a process group of leash, JVM and workers, all on loopback.
 
     The group ends with `stop`, with the last reference to the leash's standard input (that is, with this process,
-    however it ends), or by itself; `returncode` tells.
+    however it ends), or by itself; `returncode` tells. Should both be killed at once, the next start ends what is left.
     """
 
     def __init__(
@@ -73,14 +74,18 @@ class TorchServeProcess:
         models = {MODEL_NAME: archive.resolve()} | ({SCORING_NAME: scoring.resolve()} if scoring is not None else {})
         self.log_file = log_file
         self.ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        leftovers.remove_abandoned(Path(tempfile.gettempdir()))
         # Short, for worker sockets live below it and a socket's path may have 107 characters.
-        self._work_dir = Path(tempfile.mkdtemp(prefix="lookalike-ts-"))
+        self._work_dir = Path(tempfile.mkdtemp(prefix=leftovers.PREFIX))
+        self._lock: int | None = None
         self._key_file = self._work_dir / "key_file.json"
         self._log_format: logs.Format = log_format
         try:
+            self._lock = leftovers.hold(self._work_dir)
             self._process = self._spawn(models)
         except BaseException:
             shutil.rmtree(self._work_dir, ignore_errors=True)
+            self._release()
             raise
 
     @property
@@ -130,9 +135,16 @@ class TorchServeProcess:
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
             shutil.rmtree(self._work_dir, ignore_errors=True)
+            self._release()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     def _spawn(self, models: Mapping[str, Path]) -> subprocess.Popen[bytes]:
         folder = self._work_dir
+        assert self._lock is not None
         for name in ("tmp", "logs"):
             (folder / name).mkdir()
         settings = _settings(models, self.ports)
@@ -142,7 +154,7 @@ class TorchServeProcess:
         command += [self._log_format, "--", "--start", "--foreground", "--ncs"]
         command += ["--model-store", str(models[MODEL_NAME].parent)]
         command += ["--log-config", str(folder / "log4j2.xml")]
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # it may be the data folder
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -152,6 +164,7 @@ class TorchServeProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=[self._lock],
             )
 
 

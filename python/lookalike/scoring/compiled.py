@@ -159,7 +159,9 @@ def compile_model(model: MetaHeac, campaign: EncodedColumns, output: Path, prove
     with quiet(), _SCRIPTING:
         script = torch.jit.script(CompiledMetaHeac(model, campaign).eval())
         facts = {**provenance, "format_version": FORMAT_VERSION, "user_schema": model.users.schema.to_json()}
-        torch.jit.save(script, output, {PROVENANCE_NAME: json.dumps(facts, ensure_ascii=False)})
+        with output.open("wb") as file:
+            # To a file of ours: torch's own ends the whole process where the disk is full.
+            torch.jit.save(script, file, {PROVENANCE_NAME: json.dumps(facts, ensure_ascii=False)})
 
 
 def load_compiled(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, FeatureSchema, dict[str, Any]]:

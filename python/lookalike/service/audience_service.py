@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from google.longrunning import operations_pb2
 
 from lookalike import logs
-from lookalike.errors import FailedPrecondition, InvalidInput, Unavailable
+from lookalike.errors import FailedPrecondition, InvalidInput, ResourceExhausted, Unavailable
 from lookalike.files import staged_folder
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
@@ -186,7 +186,10 @@ class AudienceServicer(CurationServicer):
     async def _accept(self, tenant: str, sha256: str, order: Order) -> Operation:
         operation_id = uuid.uuid4().hex
         folder = self._jobs / operation_id
-        await asyncio.to_thread(_write_people, folder, order)
+        try:
+            await asyncio.to_thread(_write_people, folder, order)
+        except ResourceExhausted as error:
+            raise ResourceExhausted("the server's disk is full; try again later", reason=error.reason) from error
         job = ExpansionJob(
             job_id=operation_id,
             campaign=order.campaign,

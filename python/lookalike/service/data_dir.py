@@ -51,22 +51,26 @@ class DataDir:
         """Remove its files for good; raises `OSError` where they cannot be, for they are people."""
         discard(self.audiences / audience_id)
 
-    def clear(self, active: AbstractSet[str], audiences: AbstractSet[str], *, alone: bool) -> None:
+    def clear(
+        self, active: AbstractSet[str], done: AbstractSet[str], audiences: AbstractSet[str], *, alone: bool
+    ) -> None:
         """Remove what belongs to no operation any more.
 
         Args:
-            active: ids of operations that are not done.
-            audiences: ids of audiences that are there or being made. Both were read after this call could see a folder
+            active: ids of operations that are not done. done: of those that are, and need neither seeds nor work.
+            audiences: ids of audiences that are there or being made. All were read after this call could see a folder
                 of theirs, or the folder is younger than what is removed here.
             alone: nothing is running or being accepted anywhere, so what is staged is left over.
         """
         staged = 0.0 if alone else STAGED_SECONDS
         for folder in self.jobs.iterdir():
-            if folder.name not in active and _age(folder) >= staged:
+            if folder.name not in active and _age(folder) >= (0.0 if folder.name in done else staged):
                 shutil.rmtree(folder, ignore_errors=True)
         for folder in self.audiences.iterdir():
             owner, _, rest = folder.name.partition(".")
-            if rest.startswith(("partial-", "tmp-")):
+            if owner in done and (rest or owner not in audiences):  # one that has failed, and was faster than its end
+                left = 0.0
+            elif rest.startswith(("partial-", "tmp-")):
                 left = staged if owner not in active or (alone and rest.startswith("tmp-")) else math.inf
             else:
                 left = math.inf if owner in audiences or rest or not _ID.fullmatch(owner) else UNKNOWN_AUDIENCE_SECONDS
@@ -128,9 +132,6 @@ async def data_dir(path: Path, *, shared: bool) -> AsyncIterator[DataDir]:
 
 
 def _make(path: Path, shared: bool) -> DataDir:
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)  # seeds and audiences are people
-    if path.stat().st_mode & 0o077:
-        _log.warning("others on this machine may look into %s, where seeds and audiences are: chmod 700 it", path)
     opened = DataDir(path.absolute(), shared=shared)
     opened.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # seeds and audiences are people
     if opened.path.stat().st_mode & 0o077:

@@ -23,7 +23,15 @@ import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from lookalike.errors import DataCorrupted, FailedPrecondition, InvalidInput, LookalikeError, Unavailable
+from lookalike.errors import (
+    DataCorrupted,
+    FailedPrecondition,
+    InvalidInput,
+    LookalikeError,
+    ResourceExhausted,
+    Unavailable,
+)
+from lookalike.files import DISK_FULL
 from lookalike.service.records import INSTALLATION
 
 _P = ParamSpec("_P")
@@ -79,7 +87,7 @@ class Database:
 
         Raises:
             FailedPrecondition: of a newer version, or we may not use it. DataCorrupted: no database.
-            Unavailable: cannot be reached.
+            Unavailable: cannot be reached. ResourceExhausted: SQLite's disk is full.
         """
         # SQLite takes one writer at a time; with one thread nobody waits for a lock.
         count = 1 if url.get_backend_name() == "sqlite" else CONNECTIONS
@@ -100,6 +108,7 @@ class Database:
         """Run `work` on a thread, in one transaction: the event loop never waits for a disk or a server.
 
         Raises:
+            ResourceExhausted: reason DISK_FULL: SQLite's disk is full; nothing is done.
             Unavailable: the database does not answer; whether the work is done is then unknown.
         """
 
@@ -110,6 +119,10 @@ class Database:
             except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
                 self._on_failure()
                 _log.error("the operations database fails: %s", error.orig)
+                if _code(error) == sqlite3.SQLITE_FULL:
+                    raise ResourceExhausted(
+                        "the disk of the operations database is full; try again later", reason=DISK_FULL
+                    ) from error
                 raise Unavailable(
                     "the operations database does not answer; try again", reason="DATABASE_UNAVAILABLE"
                 ) from error
@@ -253,11 +266,17 @@ def _prepare_postgresql(engine: sa.Engine) -> None:
 
 def _unusable(error: sa.exc.DBAPIError, shown: str, *, sqlite: bool) -> LookalikeError:
     message = f"cannot use the operations database {shown}: {str(error.orig).strip()}"
+    if sqlite and _code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}:
+        return ResourceExhausted(f"{message}: free some space", field="service.data_dir", reason=DISK_FULL)
     if sqlite:
         return DataCorrupted(message, field="service.data_dir")
     if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
         return Unavailable(message, field="service.database_url", reason="DATABASE_UNAVAILABLE")
     return FailedPrecondition(message, field="service.database_url")
+
+
+def _code(error: sa.exc.DBAPIError) -> int | None:
+    return getattr(error.orig, "sqlite_errorcode", None)
 
 
 def _migrations() -> alembic.config.Config:

@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 from lookalike import logs
 from lookalike.errors import AlreadyExists, Cancelled, LookalikeError, Unavailable
+from lookalike.files import DISK_FULL
 from lookalike.retrieval.receipt import Progress, Receipt, Stage
 from lookalike.retrieval.work import discard
 from lookalike.runtime.job import NOT_RUNNING, ExpansionJob, Runtime
@@ -39,7 +40,7 @@ TEND_SECONDS = 0.5  # until a front notices what another one has queued or ended
 RENEW_SECONDS = 1.0  # between two signs of life, at most; with the answer comes what was cancelled elsewhere
 # Refusals that are no run of the job: the runtime is down, or a front that has lost the operation is still at it.
 NO_RUN = (NOT_RUNNING, "EXPANSION_RUNNING")
-# Before a job whose worker died runs again; TorchServe needs about two seconds for a new worker.
+# Before a job runs again whose worker died or had no disk; TorchServe needs about two seconds for a new worker.
 RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
@@ -297,12 +298,15 @@ class Dispatcher:
                 if await asyncio.to_thread(_published, job) is None:
                     raise
                 return
-            except Unavailable as error:
+            except LookalikeError as error:
+                if not (isinstance(error, Unavailable) or error.reason == DISK_FULL):
+                    raise
                 # What has not seen the job has not run it, and the queue waits until it does.
                 down = error.reason in NO_RUN
                 if not down and attempt + 1 >= self._max_attempts:
-                    raise Unavailable(
+                    raise type(error)(
                         f"given up after {self._max_attempts} runs; the last ended with: {error.message}",
+                        field=error.field,
                         reason=error.reason,
                     ) from error
                 delay = self._retry_delays[min(attempt, len(self._retry_delays) - 1)]

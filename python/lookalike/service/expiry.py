@@ -54,8 +54,8 @@ class Expiry:
                 await self._records.forget([audience_id])
             except OSError as error:
                 _log.error("cannot remove the files of audiences/%s, trying again: %s", audience_id, error)
-        active, audiences = await self._known()
-        await asyncio.to_thread(self._folder.clear, active, audiences, alone=alone)
+        active, done, audiences = await self._known()
+        await asyncio.to_thread(self._folder.clear, active, done, audiences, alone=alone)
 
     @transaction
     def _expire(self, connection: sa.Connection) -> None:
@@ -65,6 +65,8 @@ class Expiry:
             connection.execute(OPERATIONS.delete().where(OPERATIONS.c.state.not_in(ACTIVE), over))
 
     @transaction
-    def _known(self, connection: sa.Connection) -> tuple[set[str], set[str]]:
+    def _known(self, connection: sa.Connection) -> tuple[set[str], set[str], set[str]]:
+        """Operations that are not done, those that are, and audiences."""
         active = set(connection.scalars(sa.select(OPERATIONS.c.id).where(OPERATIONS.c.state.in_(ACTIVE))))
-        return active, set(connection.scalars(sa.select(AUDIENCES.c.id)))
+        done = set(connection.scalars(sa.select(OPERATIONS.c.id).where(OPERATIONS.c.state.not_in(ACTIVE))))
+        return active, done, set(connection.scalars(sa.select(AUDIENCES.c.id)))

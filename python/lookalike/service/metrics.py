@@ -63,7 +63,7 @@ class Metrics:
             buckets=WAIT_SECONDS,
             registry=self.registry,
         )
-        self._retries = self._counter("audience_retries", "Runs that ended because what ran them did.")
+        self._retries = self._counter("audience_retries", "Runs ended by a worker's death or a full disk.")
         self._refusals = self._counter("audience_quota_refusals", "Operations refused for a quota.", "quota")
         self._leases = self._counter("audience_leases_lost", "Operations another front took over from this one.")
         self._store_errors = self._counter("audience_store_errors", "Transactions the operations database failed.")

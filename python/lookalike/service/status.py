@@ -150,6 +150,10 @@ def from_rpc_error(error: Any) -> errors.LookalikeError:
         return errors.Unauthenticated(
             f"the server's certificate is not trusted: {details}", reason="SERVER_NOT_TRUSTED"
         )
+    if code is grpc.StatusCode.CANCELLED and details in ("", "CANCELLED"):
+        # gRPC's word for calls that a server which shuts down has not begun. Whoever cancels a call knows it, and what
+        # ends an operation comes with details of ours.
+        return errors.Unavailable("the server ended the call before it began; try again", reason="CALL_NOT_BEGUN")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.Unavailable("no answer within the time-out", reason="DEADLINE_EXCEEDED")
     return from_status(status_pb2.Status(code=code.value[0], message=details or code.name))
