@@ -19,7 +19,7 @@ from serving import SECONDS, Front, ScriptedRuntime, config_for, front, members_
 from lookalike import errors
 from lookalike.client import Client
 from lookalike.pool.ingest import ingest
-from lookalike.service.audiences import MESSAGE_BYTES
+from lookalike.service.members import MESSAGE_BYTES
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
 USERS = 150_000

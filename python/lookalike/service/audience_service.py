@@ -13,38 +13,38 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from google.longrunning import operations_pb2
 
 from lookalike import logs
-from lookalike.errors import InvalidInput, Unavailable
-from lookalike.files import staged_folder
+from lookalike.errors import InvalidInput, LookalikeError, Unavailable
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.runtime.job import ExpansionJob
 from lookalike.service import caller, observation, tokens
-from lookalike.service.audiences import AudienceStore, pieces
+from lookalike.service.audiences import AudienceStore
 from lookalike.service.convert import (
     audience_message,
     audience_name,
     members_page,
-    user_ids_message,
     validation_message,
 )
 from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.door import Door, Order, names_something, request_hash
+from lookalike.service.members import messages
 from lookalike.service.operations import OperationStore
 from lookalike.service.operations_service import Present
+from lookalike.service.people import EXCLUSIONS_NAME, SEEDS_NAME, People
 from lookalike.service.records import Operation
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
 MAX_PAGE = 10_000
+READERS = 2  # audiences that are decoded at once: each takes a core
 
 
 class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
@@ -75,6 +75,8 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         self._capacity = capacity
         self._min_seeds = min_seeds
         self._page_size = page_size
+        # Apart from the threads that check orders, which must not wait for large audiences.
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="members")
         self.accepting = True
 
     async def ExpandAudience(
@@ -85,18 +87,20 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             raise Unavailable("the server is shutting down; try again soon", reason="SHUTTING_DOWN")
         tenant = caller.current().tenant
         logs.bind(request_id=request.request_id)
-        sha256 = await asyncio.to_thread(request_hash, request)
-        if names_something(request):
+        sha256, order, people = await asyncio.to_thread(self._read, request)
+        # An order that is right is looked up when it is stored.
+        if names_something(request) and people is None:
             known = await self._store.find(
                 tenant, request_id=request.request_id, audience_id=request.audience_id, request_sha256=sha256
             )
             if known is not None and not request.validate_only:
                 return await self._present(known)
-        order = await asyncio.to_thread(self._door.check, request)
-        if request.validate_only:
+        if isinstance(order, LookalikeError):
+            raise order
+        if people is None:
             return await self._validate(tenant, order)
         # A client that hangs up must not leave an operation without its seeds.
-        accepted = await asyncio.shield(self._accept(tenant, sha256, order))
+        accepted = await asyncio.shield(self._accept(tenant, sha256, order, people))
         return await self._present(accepted)
 
     async def GetAudience(self, request: audience_pb2.GetAudienceRequest, context: Any) -> audience_pb2.Audience:
@@ -122,7 +126,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
     async def StreamAudienceMembers(
         self, request: audience_pb2.StreamAudienceMembersRequest, context: Any
     ) -> AsyncIterator[audience_pb2.StreamAudienceMembersResponse]:
-        """Column after column; files are read on a thread."""
+        """Column after column; files are read on a thread, a message ahead of the one that is sent."""
         audience_id, audience = await self._open(request.audience)
         listing = _listing(audience_id, audience)
         start = max(request.start_rank, 1) - 1
@@ -130,16 +134,16 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             start = tokens.decode(request.resume_token, listing=listing, field="resume_token")
         elif request.start_rank < 0:
             raise InvalidInput(f"start_rank is {request.start_rank}; ranks begin at 1", field="start_rank")
-        batches = pieces(audience, start)
-        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
-            first = batch["rank"][0].as_py()
-            yield audience_pb2.StreamAudienceMembersResponse(
-                start_rank=first,
-                user_ids=user_ids_message(batch["user_id"]),
-                scores=batch["score"].to_pylist(),
-                resume_token=tokens.encode(first - 1 + batch.num_rows, listing=listing),
-                total_size=audience.num_members,
-            )
+        packed = request.encoding == audience_pb2.MEMBER_ENCODING_PACKED
+        made = messages(audience, start, packed=packed, listing=listing)
+        loop = asyncio.get_running_loop()
+        coming = loop.run_in_executor(self._readers, next, made, None)
+        try:
+            while (message := await coming) is not None:
+                coming = loop.run_in_executor(self._readers, next, made, None)
+                yield message
+        finally:
+            coming.cancel()  # what a thread is at just now ends unheard, and the file is closed
 
     async def _open(self, name: str) -> tuple[str, Audience]:
         return await self._audiences.open(caller.current().tenant, name, field="audience")
@@ -158,20 +162,30 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             run_seconds=load.run_seconds,
         )
 
-    async def _accept(self, tenant: str, sha256: str, order: Order) -> Operation:
+    def _read(self, request: audience_pb2.ExpandAudienceRequest) -> tuple[str, Order | LookalikeError, People | None]:
+        """The request's hash; the order, or what is wrong with it; its people, if they are to be stored."""
+        sha256 = request_hash(request)
+        try:
+            order = self._door.check(request)
+        except LookalikeError as wrong:
+            return sha256, wrong, None
+        return sha256, order, None if request.validate_only else People.of(order.seeds, order.exclusions)
+
+    async def _accept(self, tenant: str, sha256: str, order: Order, people: People) -> Operation:
         operation_id = uuid.uuid4().hex
         folder = self._jobs / operation_id
-        await asyncio.to_thread(_write_people, folder, order)
+        if not people.few:
+            await asyncio.to_thread(people.write, folder)
         job = ExpansionJob(
             job_id=operation_id,
             campaign=order.campaign,
             features=order.features,
-            seeds=folder / "seeds.parquet",
+            seeds=folder / SEEDS_NAME,
             k=order.k,
             include_seeds=order.include_seeds,
             random_seed=order.random_seed,
             filter=order.filter,
-            exclusions=folder / "exclusions.parquet" if len(order.exclusions) else None,
+            exclusions=folder / EXCLUSIONS_NAME if len(order.exclusions) else None,
             pool=self._pool.path,
             output=self._audiences.folder / operation_id,
             cancel_flag=folder / "cancel",
@@ -189,18 +203,18 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             created=time.time(),
         )
         try:
-            stored, created = await self._store.create(operation)
+            stored, created = await self._store.create(operation, people if people.few else None)
         except Unavailable:  # it may be accepted all the same: then it needs its folder, else `expiry` finds that
             raise
         except BaseException:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await _remove(folder, people)
             raise
         finally:
             self._dispatcher.wake()
         if created:
             _log.info("operations/%s is accepted", stored.id)
         else:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await _remove(folder, people)
         return stored
 
 
@@ -208,8 +222,7 @@ def _listing(audience_id: str, audience: Audience) -> str:
     return f"{audience_name(audience_id)}\0{audience.receipt.audience_sha256}"
 
 
-def _write_people(folder: Path, order: Order) -> None:
-    with staged_folder(folder) as staged:
-        pq.write_table(pa.table({"user_id": order.seeds}), staged / "seeds.parquet")
-        if len(order.exclusions):
-            pq.write_table(pa.table({"user_id": order.exclusions}), staged / "exclusions.parquet")
+async def _remove(folder: Path, people: People) -> None:
+    """The files of an operation that was not accepted after all."""
+    if not people.few:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -32,6 +33,9 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 CONNECTIONS = 4  # of one front to PostgreSQL; its calls are short
+# Works that share a transaction of SQLite at most: a commit waits for the disk, so those that come meanwhile share the
+# next one. Beyond that many the disk's part of each is small, and the first would wait for the last.
+GROUP = 64
 # Names of our locks in PostgreSQL, where any number will do.
 MIGRATION_LOCK = 5_271_009_001
 CLAIM_LOCK = 5_271_009_002
@@ -53,6 +57,13 @@ def transaction(
     return call
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    work: Callable[[sa.Connection], Any]
+    context: Context  # the caller's, so that what is logged is about the same operation
+    future: Future[Any]
+
+
 class Database:
     """An open database.
 
@@ -67,6 +78,7 @@ class Database:
         self._engine = engine
         self._threads = threads
         self._on_failure = on_failure
+        self._waiting: deque[_Waiting] = deque()
         self.id = database_id
         self.shared = engine.dialect.name != "sqlite"
 
@@ -96,25 +108,66 @@ class Database:
         await asyncio.to_thread(self._engine.dispose)
 
     def run(self, work: Callable[[sa.Connection], _T]) -> asyncio.Future[_T]:
-        """Run `work` on a thread, in one transaction: the event loop never waits for a disk or a server.
+        """Run `work` on a thread, as one transaction: the event loop never waits for a disk or a server.
+
+        SQLite has one writer at a time, whose commits each wait for the disk; so all works that have come meanwhile are
+        committed together. One that raises is undone alone. Results are told when they are on the disk.
 
         Raises:
             Unavailable: the database does not answer; whether the work is done is then unknown.
         """
+        future: Future[_T] = Future()
+        self._waiting.append(_Waiting(work, copy_context(), future))
+        self._threads.submit(self._transact)
+        return asyncio.wrap_future(future)
 
-        def task() -> _T:
+    def _transact(self) -> None:
+        """Do what waits: on PostgreSQL, which groups commits of its connections itself, the first of it."""
+        group: list[_Waiting] = []
+        while len(group) < (1 if self.shared else GROUP):
             try:
-                with self._engine.begin() as connection:
-                    return work(connection)
-            except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-                self._on_failure()
-                _log.error("the operations database fails: %s", error.orig)
-                raise Unavailable(
-                    "the operations database does not answer; try again", reason="DATABASE_UNAVAILABLE"
-                ) from error
+                one = self._waiting.popleft()
+            except IndexError:
+                break
+            if one.future.set_running_or_notify_cancel():
+                group.append(one)
+        if not group:
+            return
+        ends: list[tuple[Any, BaseException | None]]
+        try:
+            with self._engine.begin() as connection:
+                if len(group) == 1:
+                    ends = [(group[0].context.run(group[0].work, connection), None)]
+                else:
+                    ends = [self._apart(connection, one) for one in group]
+        except BaseException as raised:  # nothing of it is done
+            ends = [(None, self._told(raised))] * len(group)
+        for one, (result, failure) in zip(group, ends, strict=True):
+            if failure is None:
+                one.future.set_result(result)
+            else:
+                one.future.set_exception(failure)
 
-        # In the caller's context, so that what is logged is about the same operation.
-        return asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, task)
+    def _apart(self, connection: sa.Connection, one: _Waiting) -> tuple[Any, BaseException | None]:
+        """What a work of a group returns, or raises: then it has done nothing, and the transaction goes on."""
+        try:
+            with connection.begin_nested():
+                return one.context.run(one.work, connection), None
+        except Exception as raised:
+            # A full disk makes SQLite undo all of the transaction; what came after would not be in one.
+            if not getattr(connection.connection.driver_connection, "in_transaction", False):
+                raise
+            return None, self._told(raised)
+
+    def _told(self, error: BaseException) -> BaseException:
+        """What whoever waits is told."""
+        if not isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
+            return error
+        self._on_failure()
+        _log.error("the operations database fails: %s", error.orig)
+        told = Unavailable("the operations database does not answer; try again", reason="DATABASE_UNAVAILABLE")
+        told.__cause__ = error
+        return told
 
 
 def database_url(database_url: str, data_dir: Path) -> sa.URL:
@@ -230,6 +283,7 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
         connection.isolation_level = None  # else Python's driver leaves changes of the schema out of transactions
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")  # an accepted operation survives a power cut
+        connection.execute("PRAGMA secure_delete=ON")  # seeds are people: what is deleted is overwritten
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:

@@ -68,7 +68,7 @@ RULES: Mapping[str, Rule] = {
         Scope.READ,
         "read",
         lambda request, response: {"audience": _resource(request.audience)},
-        lambda piece: len(piece.scores),
+        lambda piece: len(piece.scores) or piece.packed.count,
     ),
     f"{_OPERATIONS}/GetOperation": Rule(Scope.READ),
     f"{_OPERATIONS}/ListOperations": Rule(Scope.READ),
