@@ -1,8 +1,11 @@
 """The clients of `front.py`, each in a process of its own; prints what it measured as JSON.
 
-python benchmarks/front_load.py submit ADDRESS IDS.npy RATE SECONDS SEEDS
-python benchmarks/front_load.py stream ADDRESS AUDIENCE [packed|repeated]
-python benchmarks/front_load.py bytes ADDRESS COUNT SIZE
+    python benchmarks/front_load.py submit ADDRESS IDS.npy RATE SECONDS SEEDS
+    python benchmarks/front_load.py stream ADDRESS AUDIENCE [packed|repeated]
+    python benchmarks/front_load.py resumed ADDRESS AUDIENCE PARQUET
+    python benchmarks/front_load.py bytes ADDRESS COUNT SIZE
+
+Knows the protos and the package's own client.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from hashlib import sha256 as digest
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hdrh.histogram import HdrHistogram
 
+from lookalike.service.members import batch_of
 from lookalike.v1 import audience_pb2, audience_pb2_grpc, campaign_pb2
 
 LONGEST_US: Final = 60_000_000
@@ -99,6 +106,37 @@ def _members(client: Any, audience: str, encoding: str) -> tuple[int, int]:
     return members, size
 
 
+def resumed(address: str, audience: str, parquet: str) -> dict[str, Any]:
+    """Whether a stream broken off twice and taken up by its tokens has the members of the file."""
+    with grpc.insecure_channel(address) as channel, pq.ParquetFile(parquet) as file:
+        stub = audience_pb2_grpc.AudienceServiceStub(channel)
+        request = audience_pb2.StreamAudienceMembersRequest(
+            audience=audience, encoding=audience_pb2.MEMBER_ENCODING_PACKED
+        )
+        whole, came = ([digest() for _ in range(3)] for _ in range(2))
+        for batch in file.iter_batches():
+            _add(whole, batch)
+        members = file.metadata.num_rows
+        for stop in (members // 3, members // 2, members):
+            stream = stub.StreamAudienceMembers(request)
+            for message in stream:
+                _add(came, batch_of(message))
+                request.resume_token = message.resume_token
+                if message.start_rank + message.packed.count > stop:
+                    break
+            stream.cancel()
+    return {"same": [one.hexdigest() for one in came] == [one.hexdigest() for one in whole]}
+
+
+def _add(digests: list[Any], batch: pa.RecordBatch) -> None:
+    for one, name in zip(digests, ("rank", "user_id", "score"), strict=True):
+        column = batch[name]
+        if pa.types.is_large_string(column.type):
+            one.update("".join(f"{text}\0" for text in column.to_pylist()).encode())
+        else:
+            one.update(column.to_numpy())
+
+
 def plain(address: str, count: int, size: int) -> dict[str, Any]:
     """The roofline: a stream of messages that are nothing but bytes."""
     with grpc.insecure_channel(address) as channel:
@@ -134,6 +172,8 @@ def main(what: str, *arguments: str) -> None:
         found = asyncio.run(submit(address, Path(ids), float(rate), float(seconds), int(seeds)))
     elif what == "stream":
         found = stream(*arguments)
+    elif what == "resumed":
+        found = resumed(*arguments)
     else:
         found = plain(arguments[0], int(arguments[1]), int(arguments[2]))
     print(json.dumps(found))

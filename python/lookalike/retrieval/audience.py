@@ -108,7 +108,7 @@ class Audience:
 
 def _read_group(file: pq.ParquetFile, group: int, columns: Sequence[str] | None = None) -> pa.Table:
     try:
-        return file.read_row_group(group, columns=columns)
+        return file.read_row_group(group, columns=columns, use_threads=columns is None)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataCorrupted(f"{AUDIENCE_NAME} is damaged: {error}", field=AUDIENCE_NAME) from error
 

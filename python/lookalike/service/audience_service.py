@@ -12,8 +12,9 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ _log = logging.getLogger(__name__)
 
 MAX_PAGE = 10_000
 READERS = 2  # audiences that are decoded at once: each takes a core
+AHEAD = 4  # messages: two row groups of integer ids are decoded while those before are sent
 
 
 class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
@@ -126,7 +128,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
     async def StreamAudienceMembers(
         self, request: audience_pb2.StreamAudienceMembersRequest, context: Any
     ) -> AsyncIterator[audience_pb2.StreamAudienceMembersResponse]:
-        """Column after column; files are read on a thread, a message ahead of the one that is sent."""
+        """Column after column; files are read on a thread, some messages ahead of the one that is sent."""
         audience_id, audience = await self._open(request.audience)
         listing = _listing(audience_id, audience)
         start = max(request.start_rank, 1) - 1
@@ -137,11 +139,12 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         packed = request.encoding == audience_pb2.MEMBER_ENCODING_PACKED
         made = messages(audience, start, packed=packed, listing=listing)
         loop = asyncio.get_running_loop()
-        coming = loop.run_in_executor(self._readers, next, made, None)
+        coming = loop.run_in_executor(self._readers, _some, made)
         try:
-            while (message := await coming) is not None:
-                coming = loop.run_in_executor(self._readers, next, made, None)
-                yield message
+            while some := await coming:
+                coming = loop.run_in_executor(self._readers, _some, made)
+                for message in some:
+                    yield message
         finally:
             coming.cancel()  # what a thread is at just now ends unheard, and the file is closed
 
@@ -220,6 +223,12 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
 
 def _listing(audience_id: str, audience: Audience) -> str:
     return f"{audience_name(audience_id)}\0{audience.receipt.audience_sha256}"
+
+
+def _some(
+    made: Iterator[audience_pb2.StreamAudienceMembersResponse],
+) -> list[audience_pb2.StreamAudienceMembersResponse]:
+    return list(islice(made, AHEAD))
 
 
 async def _remove(folder: Path, people: People) -> None:

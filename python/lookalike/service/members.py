@@ -112,7 +112,7 @@ def _unpacked(message: audience_pb2.PackedMembers) -> tuple[pa.Array, pa.Array]:
         raise DataCorrupted(f"a column that is no multiple of its width: {error}", field="packed") from error
     bounds = np.concatenate([[0], ends], dtype=np.int64)
     buffers = [None, pa.py_buffer(bounds), pa.py_buffer(message.string_ids)]
-    ids = pa.LargeStringArray.from_buffers(pa.large_string(), len(ends), buffers)
+    ids = pa.Array.from_buffers(pa.large_string(), len(ends), buffers)
     try:
         ids.validate(full=True)
     except pa.ArrowInvalid as error:
