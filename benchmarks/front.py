@@ -68,7 +68,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.database_url and len(arguments.rates) > 1:
         parser.error("--database-url: a database serves one data folder, so it takes one rate")
-    console = Console(stderr=arguments.json == "-", width=120, highlight=False)
+    console = Console(stderr=arguments.json == "-", width=150, highlight=False)
     BUILD.mkdir(exist_ok=True)
     document: dict[str, Any] = {
         "machine": machine() | {"python": platform.python_version(), "load": os.getloadavg()},

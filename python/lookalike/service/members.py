@@ -62,7 +62,7 @@ def batch_of(message: audience_pb2.StreamAudienceMembersResponse) -> pa.RecordBa
             ids = pa.array(message.user_ids.strings.values, pa.large_string())
         else:
             ids = pa.array(message.user_ids.integers.values, pa.int64())
-    if len(ids) != len(scores):
+    if len(ids) != len(scores) or (message.HasField("packed") and message.packed.count != len(ids)):
         raise DataCorrupted(f"a message of {len(ids)} user ids and {len(scores)} scores", field="packed")
     ranks = pa.array(np.arange(message.start_rank, message.start_rank + len(scores), dtype=np.int64))
     return pa.RecordBatch.from_arrays([ranks, ids, scores], ["rank", "user_id", "score"])
@@ -112,8 +112,8 @@ def _unpacked(message: audience_pb2.PackedMembers) -> tuple[pa.Array, pa.Array]:
         raise DataCorrupted(f"a column that is no multiple of its width: {error}", field="packed") from error
     bounds = np.concatenate([[0], ends], dtype=np.int64)
     buffers = [None, pa.py_buffer(bounds), pa.py_buffer(message.string_ids)]
-    ids = pa.Array.from_buffers(pa.large_string(), len(ends), buffers)
     try:
+        ids = pa.Array.from_buffers(pa.large_string(), len(ends), buffers)
         ids.validate(full=True)
     except pa.ArrowInvalid as error:
         raise DataCorrupted(f"string ids do not fit their ends: {error}", field="packed") from error
