@@ -10,10 +10,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import Context, copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -25,6 +22,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from lookalike.errors import DataCorrupted, FailedPrecondition, InvalidInput, LookalikeError, Unavailable
+from lookalike.service.group_commit import Lane
 from lookalike.service.records import INSTALLATION
 
 _P = ParamSpec("_P")
@@ -32,9 +30,8 @@ _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
-CONNECTIONS = 4  # of one front to PostgreSQL; its calls are short
-# Works that share a transaction of SQLite at most: a commit waits for the disk, so those that come meanwhile share the
-# next one. Beyond that many the disk's part of each is small, and the first would wait for the last.
+CONNECTIONS = 4  # of one front to PostgreSQL; its calls are short. One more accepts
+# Works that share a transaction at most: with more, the disk takes little of each, and the first waits for the last.
 GROUP = 64
 # Names of our locks in PostgreSQL, where any number will do.
 MIGRATION_LOCK = 5_271_009_001
@@ -57,13 +54,6 @@ def transaction(
     return call
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    work: Callable[[sa.Connection], Any]
-    context: Context  # the caller's, so that what is logged is about the same operation
-    future: Future[Any]
-
-
 class Database:
     """An open database.
 
@@ -72,15 +62,17 @@ class Database:
         shared: whether other processes may use it.
     """
 
-    def __init__(
-        self, engine: sa.Engine, threads: ThreadPoolExecutor, database_id: str, on_failure: Callable[[], None]
-    ) -> None:
+    def __init__(self, engine: sa.Engine, database_id: str, on_failure: Callable[[], None]) -> None:
         self._engine = engine
-        self._threads = threads
-        self._on_failure = on_failure
-        self._waiting: deque[_Waiting] = deque()
         self.id = database_id
         self.shared = engine.dialect.name != "sqlite"
+        # SQLite takes one writer at a time; with one thread nobody waits for a lock. PostgreSQL groups the commits of
+        # its connections itself, but for those of one tenant's submissions, which wait for each other.
+        threads, most = (CONNECTIONS, 1) if self.shared else (1, GROUP)
+        self._lane = Lane(engine, threads=threads, most=most, on_failure=on_failure, name="operations")
+        self._accepting = self._lane
+        if self.shared:
+            self._accepting = Lane(engine, threads=1, most=GROUP, on_failure=on_failure, name="accepting")
 
     @staticmethod
     async def open(url: sa.URL, *, on_failure: Callable[[], None] = lambda: None) -> Database:
@@ -92,82 +84,32 @@ class Database:
             FailedPrecondition: of a newer version, or we may not use it. DataCorrupted: no database.
             Unavailable: cannot be reached.
         """
-        # SQLite takes one writer at a time; with one thread nobody waits for a lock.
-        count = 1 if url.get_backend_name() == "sqlite" else CONNECTIONS
-        threads = ThreadPoolExecutor(max_workers=count, thread_name_prefix="operations")
-        try:
-            engine, name = await asyncio.get_running_loop().run_in_executor(threads, _open, url)
-        except BaseException:
-            threads.shutdown()
-            raise
-        return Database(engine, threads, name, on_failure)
+        engine, name = await asyncio.to_thread(_open, url)
+        return Database(engine, name, on_failure)
 
     async def close(self) -> None:
         """Wait for the work that runs, also where nobody waits for it any more, and close all connections."""
-        await asyncio.to_thread(self._threads.shutdown)
+        for lane in (self._lane, self._accepting):
+            await asyncio.to_thread(lane.close)
         await asyncio.to_thread(self._engine.dispose)
 
     def run(self, work: Callable[[sa.Connection], _T]) -> asyncio.Future[_T]:
         """Run `work` on a thread, as one transaction: the event loop never waits for a disk or a server.
 
-        SQLite has one writer at a time, whose commits each wait for the disk; so all works that have come meanwhile are
-        committed together. One that raises is undone alone. Results are told when they are on the disk.
-
         Raises:
             Unavailable: the database does not answer; whether the work is done is then unknown.
         """
-        future: Future[_T] = Future()
-        self._waiting.append(_Waiting(work, copy_context(), future))
-        self._threads.submit(self._transact)
-        return asyncio.wrap_future(future)
+        return self._lane.run(work)
 
-    def _transact(self) -> None:
-        """Do what waits: on PostgreSQL, which groups commits of its connections itself, the first of it."""
-        group: list[_Waiting] = []
-        while len(group) < (1 if self.shared else GROUP):
-            try:
-                one = self._waiting.popleft()
-            except IndexError:
-                break
-            if one.future.set_running_or_notify_cancel():
-                group.append(one)
-        if not group:
-            return
-        ends: list[tuple[Any, BaseException | None]]
-        try:
-            with self._engine.begin() as connection:
-                if len(group) == 1:
-                    ends = [(group[0].context.run(group[0].work, connection), None)]
-                else:
-                    ends = [self._apart(connection, one) for one in group]
-        except BaseException as raised:  # nothing of it is done
-            ends = [(None, self._told(raised))] * len(group)
-        for one, (result, failure) in zip(group, ends, strict=True):
-            if failure is None:
-                one.future.set_result(result)
-            else:
-                one.future.set_exception(failure)
+    def accept(self, work: Callable[[sa.Connection], _T], tenant: str) -> asyncio.Future[_T]:
+        """As `run`, for what makes all who accept for a tenant take turns: those that wait here share a transaction.
 
-    def _apart(self, connection: sa.Connection, one: _Waiting) -> tuple[Any, BaseException | None]:
-        """What a work of a group returns, or raises: then it has done nothing, and the transaction goes on."""
-        try:
-            with connection.begin_nested():
-                return one.context.run(one.work, connection), None
-        except Exception as raised:
-            # A full disk makes SQLite undo all of the transaction; what came after would not be in one.
-            if not getattr(connection.connection.driver_connection, "in_transaction", False):
-                raise
-            return None, self._told(raised)
+        It takes tenants in order, so that no two servers wait for each other.
 
-    def _told(self, error: BaseException) -> BaseException:
-        """What whoever waits is told."""
-        if not isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
-            return error
-        self._on_failure()
-        _log.error("the operations database fails: %s", error.orig)
-        told = Unavailable("the operations database does not answer; try again", reason="DATABASE_UNAVAILABLE")
-        told.__cause__ = error
-        return told
+        Raises:
+            Unavailable: as `run`.
+        """
+        return self._accepting.run(work, tenant)
 
 
 def database_url(database_url: str, data_dir: Path) -> sa.URL:
@@ -261,7 +203,7 @@ def _open(url: sa.URL) -> tuple[sa.Engine, str]:
         engine = sa.create_engine(url)
         _prepare_sqlite(engine)
     else:
-        engine = sa.create_engine(_impatient(url), pool_size=CONNECTIONS, pool_pre_ping=True)
+        engine = sa.create_engine(_impatient(url), pool_size=CONNECTIONS + 1, pool_pre_ping=True)
         _prepare_postgresql(engine)
     shown = url.render_as_string(hide_password=True)
     try:

@@ -5,6 +5,7 @@ Knows the tables; knows neither gRPC nor runtimes, nor how the queue is worked o
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -114,10 +115,7 @@ class OperationStore:
         self._max_queued = max_queued
         self._metrics = metrics or Metrics()
 
-    @transaction
-    def create(
-        self, connection: sa.Connection, operation: Operation, people: People | None = None
-    ) -> tuple[Operation, bool]:
+    def create(self, operation: Operation, people: People | None = None) -> asyncio.Future[tuple[Operation, bool]]:
         """Accept the operation, or return the one its `request_id` or `audience_id` already names; whether it is new.
 
         `people`: of the operation; None: they are files already.
@@ -126,6 +124,9 @@ class OperationStore:
             AlreadyExists: one of them was used with other content. QuotaExceeded: too many are queued, or were accepted
                 today.
         """
+        return self._database.accept(lambda connection: self._create(connection, operation, people), operation.tenant)
+
+    def _create(self, connection: sa.Connection, operation: Operation, people: People | None) -> tuple[Operation, bool]:
         accepted = _hold_tenant(connection, operation.tenant)
         own = operation.audience_id if operation.audience_id != operation.id else None
         known = _known(connection, operation.tenant, operation.request_id, own, operation.request_sha256)
