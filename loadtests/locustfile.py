@@ -52,6 +52,10 @@ PREPARE_SECONDS = 600.0
 LEAD_SECONDS = 2.0  # until the first is due, when all users are there
 SCORED_USERS = 100  # of a call
 
+# gRPC keeps a thread of gevent's pool for each call that is under way. There are ten by default: with as many waits for
+# operations, all else would wait for one of them to end, and look like a slow service.
+gevent.get_hub().threadpool.maxsize = 4096
+
 _records: list[Record] = []
 _numbers = itertools.count()
 _finished = itertools.count(1)
