@@ -10,6 +10,7 @@ and that of two methods of its own: a stream of bytes, the roofline of streams, 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -156,6 +157,12 @@ async def main(data_dir: Path, pool: Path, database_url: str = "") -> None:
         metrics_listen="127.0.0.1:0",
         shutdown_grace_seconds=1.0,
     )
+
+    def ready(address: str) -> None:
+        gc.collect()
+        gc.freeze()  # as `lookalike serve` does
+        print(address, f"127.0.0.1:{port}", flush=True)
+
     own = Own()
     own.watch()
     beside = grpc.aio.server()
@@ -167,7 +174,7 @@ async def main(data_dir: Path, pool: Path, database_url: str = "") -> None:
         pool=pool,
         checkpoint_fingerprint="c" * 64,
         runtime=WaitingRuntime(),
-        ready=lambda address: print(address, f"127.0.0.1:{port}", flush=True),
+        ready=ready,
         stop=stop,
     )
     await beside.stop(0)

@@ -6,6 +6,7 @@ Knows `service` and `runtime`; they know nothing of each other's start.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -74,6 +75,8 @@ async def _serve(config: Config, checkpoint: Path, pool: Path, fingerprint: str)
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
     def ready(address: str) -> None:
+        gc.collect()
+        gc.freeze()  # what was loaded stays: looking through it for garbage would stop all calls for 30 ms now and then
         typer.echo(f"{READY_LINE} {address} (checkpoint {fingerprint[:12]}, pool {pool}, Ctrl-C ends it)")
 
     runtime = _runtime(config, checkpoint, fingerprint)
