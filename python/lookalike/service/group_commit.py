@@ -93,13 +93,18 @@ class Lane:
 
     def _apart(self, connection: sa.Connection, one: _Waiting) -> tuple[Any, BaseException | None]:
         """What a work of a group returns, or raises: then it has done nothing, and the transaction goes on."""
+        driver: Any = connection.connection.driver_connection
+        _execute(driver, "SAVEPOINT work")
         try:
-            with connection.begin_nested():
-                return one.context.run(one.work, connection), None
+            result = one.context.run(one.work, connection)
         except Exception as raised:
-            if not _goes_on(connection):
+            # A full disk makes SQLite undo all of the transaction; what came after would not be in one.
+            if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
                 raise
+            _execute(driver, "ROLLBACK TO SAVEPOINT work")
             return None, self._told(raised)
+        _execute(driver, "RELEASE SAVEPOINT work")
+        return result, None
 
     def _told(self, error: BaseException) -> BaseException:
         """What whoever waits is told."""
@@ -112,13 +117,9 @@ class Lane:
         return told
 
 
-def _goes_on(connection: sa.Connection) -> bool:
-    """Whether the transaction is still one.
-
-    A full disk makes SQLite undo all of it, and what came after would be in none; PostgreSQL takes a COMMIT of one that
-    has failed, and says nothing. SQLAlchemy notices neither.
-    """
-    driver: Any = connection.connection.driver_connection
-    if isinstance(driver, sqlite3.Connection):
-        return driver.in_transaction
-    return bool(driver.info.transaction_status.name == "INTRANS")
+def _execute(driver: Any, statement: str) -> None:
+    """Past SQLAlchemy, whose own savepoints take as long as all else that a work does."""
+    try:
+        driver.execute(statement)
+    except Exception as error:
+        raise sa.exc.OperationalError(statement, None, error) from error
