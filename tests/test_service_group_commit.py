@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operations import TENANT, Stores, operation, stores
+from postgres import new_database
 from serving import SECONDS
 
 from lookalike import errors
@@ -173,3 +174,22 @@ async def test_what_is_given_up_before_its_turn_is_not_done(database_url: str, t
             given_up.cancel()
             await asyncio.sleep(0)
         assert await rows(both, PEOPLE) == []
+
+
+async def test_servers_that_accept_for_the_same_tenants_never_wait_for_each_other(
+    postgres: Path, tmp_path: Path
+) -> None:
+    url, tenants = new_database(postgres), [f"t{n:02}" for n in range(30)]
+    async with stores(url, tmp_path) as first, stores(url, tmp_path) as second:
+        for tenant in tenants:
+            await first.create(f"{tenant} before", tenant=tenant)
+        async with held(first), held(second):
+            waiting = []
+            for both, order in ((first, tenants), (second, tenants[::-1])):
+                for tenant in order:
+                    one = operation(f"{tenant} {order[0]}", tenant=tenant)
+                    waiting.append(asyncio.ensure_future(both.store.create(one)))
+            await asyncio.sleep(0)
+        ends = await asyncio.gather(*waiting)
+        assert all(created for _, created in ends)
+        assert [row.accepted for row in await rows(first, TENANTS)] == [3] * len(tenants)
