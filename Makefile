@@ -10,10 +10,12 @@
 #   make bench-billion [ARGS='--users 1e8']   one expansion over 10^9 users; 25 GB of disk (benchmarks/README.md)
 #   make bench-score [ARGS='--case lean']    users/s of the native engine beside PyTorch (benchmarks/README.md)
 #   make bench-train [ARGS='--data DIR']      a training step beside a plain one (benchmarks/README.md)
+#   make bench-front [ARGS='--rates 100,200'] orders a second, streams of members (benchmarks/README.md)
+#   make loadtest [ARGS='--scenario burst']   open-loop load on a service of its own, judged by limits (docs/capacity.md)
 #   make bench-kernels                        the scan kernels; needs Google Benchmark (Debian: libbenchmark-dev)
 #   make setup                                only the set-up; then: . .venv/bin/activate
 #   make chaos [ARGS='--seed 7']              200 expansions while everything is killed; nothing may be lost
-#   make format  make serve  make loadtest  make clean
+#   make format  make serve  make clean
 #
 # PYTHON=... picks the interpreter (3.11 or newer), CXX=... the C++20 compiler.
 
@@ -37,7 +39,7 @@ PROTO_FILES := $(shell find protos -type f)
 PYTHON_DIRS := python/lookalike handlers protos/generate.py examples loadtests chaos benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-ingest bench-billion bench-score bench-train bench-kernels format fuzz serve loadtest chaos clean
+.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-ingest bench-billion bench-score bench-train bench-front bench-kernels format fuzz serve loadtest chaos clean
 .DELETE_ON_ERROR:
 
 help:
@@ -135,6 +137,9 @@ bench-score: $(STAMPS)/package
 bench-train: $(STAMPS)/package
 	@$(BIN)/python benchmarks/train.py $(ARGS)
 
+bench-front: $(STAMPS)/package
+	@$(BIN)/python benchmarks/front.py $(ARGS)
+
 bench-kernels: $(STAMPS)/requirements
 	@$(call build-bench,bench_kernels)
 	@build/bench/csrc/bench/bench_kernels $(ARGS)
@@ -146,7 +151,7 @@ cmake --build build/bench --target $(1)
 endef
 
 loadtest: $(STAMPS)/package
-	@$(BIN)/python loadtests/run.py
+	@$(BIN)/python loadtests/run.py $(ARGS)
 
 chaos: $(STAMPS)/package
 	@$(BIN)/python chaos/chaos.py $(ARGS)

@@ -19,10 +19,11 @@ from serving import SECONDS, Front, ScriptedRuntime, config_for, front, members_
 from lookalike import errors
 from lookalike.client import Client
 from lookalike.pool.ingest import ingest
-from lookalike.service.audiences import MESSAGE_BYTES
+from lookalike.service.members import MESSAGE_BYTES, batch_of
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
 USERS = 150_000
+ENCODINGS = [*audience_pb2.MemberEncoding.values(), 99]  # one of a later version is answered as none
 
 
 @pytest.fixture(scope="module", params=["integers", "strings"])
@@ -58,10 +59,11 @@ def test_the_members_are_those_of_the_file(client: Client, running: Front, audie
     assert pa.Table.from_batches(batches) == members_of(running, audience.name)
 
 
-def test_messages_are_of_a_good_size(running: Front, audience: audience_pb2.Audience) -> None:
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_messages_are_of_a_good_size(encoding: Any, running: Front, audience: audience_pb2.Audience) -> None:
     with grpc.insecure_channel(running.address) as channel:
         stub = audience_pb2_grpc.AudienceServiceStub(channel)
-        request = audience_pb2.StreamAudienceMembersRequest(audience=audience.name)
+        request = audience_pb2.StreamAudienceMembersRequest(audience=audience.name, encoding=encoding)
         sizes = [message.ByteSize() for message in stub.StreamAudienceMembers(request)]
     assert max(sizes) <= 2 * MESSAGE_BYTES
     assert sum(sizes) / len(sizes) > MESSAGE_BYTES / 5
@@ -73,14 +75,25 @@ def test_from_a_rank_on(start: int, client: Client, running: Front, audience: au
     assert ranks == list(range(start, USERS + 1))
 
 
-def test_a_token_takes_up_after_its_message(running: Front, audience: audience_pb2.Audience) -> None:
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_token_takes_up_after_its_message(encoding: Any, running: Front, audience: audience_pb2.Audience) -> None:
+    whole = members_of(running, audience.name)
     with grpc.insecure_channel(running.address) as channel:
         stub = audience_pb2_grpc.AudienceServiceStub(channel)
-        stream = stub.StreamAudienceMembers(audience_pb2.StreamAudienceMembersRequest(audience=audience.name))
-        first, second = next(stream), next(stream)
-        stream.cancel()
-        request = audience_pb2.StreamAudienceMembersRequest(audience=audience.name, resume_token=first.resume_token)
-        assert next(stub.StreamAudienceMembers(request)) == second
+        request = audience_pb2.StreamAudienceMembersRequest(audience=audience.name, encoding=encoding)
+        tokens, batches = [""], []
+        for message in stub.StreamAudienceMembers(request):
+            assert message.HasField("packed") is (encoding == audience_pb2.MEMBER_ENCODING_PACKED)
+            tokens.append(message.resume_token)
+            batches.append(batch_of(message))
+        assert pa.Table.from_batches(batches) == whole
+        for done, token in enumerate(tokens):
+            # A token says where, not how: the rest may come in another encoding.
+            request.encoding = ENCODINGS[done % len(ENCODINGS)]
+            request.resume_token = token
+            rest = [batch_of(message) for message in stub.StreamAudienceMembers(request)]
+            start = sum(batch.num_rows for batch in batches[:done])
+            assert pa.Table.from_batches(rest, batches[0].schema) == whole.slice(start)
         other = audience_pb2.StreamAudienceMembersRequest(audience=audience.name, resume_token="x")
         with pytest.raises(grpc.RpcError, match="no token of this listing"):
             next(stub.StreamAudienceMembers(other))

@@ -27,7 +27,7 @@ from lookalike import errors
 from lookalike.channel import open_channel
 from lookalike.client import Client
 from lookalike.pool.ingest import ingest
-from lookalike.service import audiences, endpoint
+from lookalike.service import endpoint, members
 from lookalike.service.caller import Scope
 from lookalike.service.server import AUDIENCE_SERVICE
 from lookalike.service.token_file import TokenFile
@@ -323,7 +323,7 @@ def test_a_token_file_that_went_bad_is_told_and_got_over(content: str | None, se
 def test_a_revoked_token_gets_not_another_message(
     start: Start, big_pool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audiences, "MESSAGE_BYTES", 16_384)
+    monkeypatch.setattr(members, "MESSAGE_BYTES", 16_384)
     secured = start(big_pool)
     token_file, token_id = secured.token()
     audience = order(secured.client(token_file), k=USERS).result(SECONDS)
@@ -491,7 +491,7 @@ def test_a_log_that_cannot_be_written_stops_what_it_should_tell(start: Start, tm
 def test_a_certificate_is_replaced_while_a_channel_streams(
     start: Start, big_pool: Path, stranger: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audiences, "MESSAGE_BYTES", 16_384)
+    monkeypatch.setattr(members, "MESSAGE_BYTES", 16_384)
     secured = start(big_pool)
     token_file, _ = secured.token()
     audience = order(secured.client(token_file), k=USERS).result(SECONDS)

@@ -215,7 +215,7 @@ def test_a_full_queue_says_when_to_come_again(sample_pool: Path, tmp_path: Path)
             audience_pb2_grpc.AudienceServiceStub(channel).ExpandAudience(request_of())
         retry = detail(caught.value, error_details_pb2.RetryInfo())
         assert retry.retry_delay.seconds > 0
-        assert len(list((running.data_dir / "jobs").iterdir())) == 2
+        assert len(list((running.data_dir / "jobs").iterdir())) == 1
         runtime.release()
 
 
@@ -306,7 +306,7 @@ def test_no_call_tells_what_broke_inside(
         raise ZeroDivisionError("secret of the server")
 
     monkeypatch.setattr("lookalike.service.door.Door.match", broken)
-    monkeypatch.setattr("lookalike.service.audience_service.pieces", broken)
+    monkeypatch.setattr("lookalike.service.audience_service.messages", broken)
     with pytest.raises(errors.InternalError, match="incident") as unary:
         client.validate(campaign="c", seeds=[1], k=1)
     audience = order(client).result(SECONDS)

@@ -30,12 +30,13 @@ import pyarrow as pa
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from lookalike.channel import open_channel
-from lookalike.client_curation import CurationCalls, UserIds, duration, ids_of, timestamp, user_ids_message
+from lookalike.client_curation import CurationCalls, UserIds, duration, timestamp, user_ids_message
 from lookalike.client_scoring import Scores, score_request, scores_of
 from lookalike.client_tracing import traced
 from lookalike.errors import InvalidInput, Unavailable
 from lookalike.schema import FeatureValue
 from lookalike.service.features import feature_message
+from lookalike.service.members import batch_of
 from lookalike.service.status import from_rpc_error, from_status
 from lookalike.v1 import audience_pb2, audience_pb2_grpc, scoring_pb2_grpc
 
@@ -249,17 +250,20 @@ class Client(CurationCalls):
     def members(self, name: str, *, start_rank: int = 1) -> Iterator[pa.RecordBatch]:
         """All members from `start_rank` on, in rank order: rank int64, user_id, score float32.
 
-        A stream that breaks is taken up where it broke.
+        A stream that breaks is taken up where it broke. No more than some batches are in memory at a time.
 
         Raises:
-            NotFound: no such audience, or not finished. Unavailable: the server stays away.
+            NotFound: no such audience, or not finished. Unavailable: the server stays away. DataCorrupted: what came
+                is no batch of members.
         """
-        request = audience_pb2.StreamAudienceMembersRequest(audience=name, start_rank=start_rank)
+        request = audience_pb2.StreamAudienceMembersRequest(
+            audience=name, start_rank=start_rank, encoding=audience_pb2.MEMBER_ENCODING_PACKED
+        )
         give_up = time.monotonic() + RETRY_SECONDS
         while True:
             try:
                 for message in self._audiences.StreamAudienceMembers(request):
-                    yield _batch(message)
+                    yield batch_of(message)
                     request.resume_token = message.resume_token
                     give_up = time.monotonic() + RETRY_SECONDS
                 return
@@ -468,16 +472,6 @@ def _named(field: str, make: Callable[[], _T]) -> _T:
         return make()
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{field}: {error}", field=field) from error
-
-
-def _batch(message: audience_pb2.StreamAudienceMembersResponse) -> pa.RecordBatch:
-    start, count = message.start_rank, len(message.scores)
-    columns = {
-        "rank": pa.array(range(start, start + count), pa.int64()),
-        "user_id": ids_of(message.user_ids),
-        "score": pa.array(message.scores, pa.float32()),
-    }
-    return pa.RecordBatch.from_pydict(columns)
 
 
 def _metadata(operation: Any) -> audience_pb2.ExpandAudienceMetadata:

@@ -108,9 +108,7 @@ def verify(
     random_seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     opted_out: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Who had opted out, of whom no ids are kept; files as of --exclude."
-        ),
+        typer.Option(metavar="FILE", help="Who had opted out, of whom no ids are kept; files as of --exclude."),
     ] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -101,14 +101,17 @@ class Audience:
                 first += rows
             return pa.concat_tables(tables) if tables else file.schema_arrow.empty_table()
 
-    def batches(self, size: int, start: int = 0) -> Iterator[pa.RecordBatch]:
-        """Members from rank `start + 1` on, `size` or fewer at a time, never more than one row group in memory."""
+    def batches(self, size: int, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Members from rank `start + 1` on, `size` or fewer at a time, never more than one row group in memory.
+
+        `columns`: by default all of rank, user_id and score.
+        """
         first = 0
         with pq.ParquetFile(self._file, metadata=self._metadata) as file:
             for group in range(self._metadata.num_row_groups):
                 rows = self._metadata.row_group(group).num_rows
                 if start < first + rows:
-                    table = _read_group(file, group).slice(max(start - first, 0))
+                    table = _read_group(file, group, columns).slice(max(start - first, 0))
                     yield from table.combine_chunks().to_batches(max_chunksize=size)
                 first += rows
 
@@ -176,9 +179,9 @@ def _version(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def _read_group(file: pq.ParquetFile, group: int) -> pa.Table:
+def _read_group(file: pq.ParquetFile, group: int, columns: Sequence[str] | None = None) -> pa.Table:
     try:
-        return file.read_row_group(group)
+        return file.read_row_group(group, columns=columns, use_threads=columns is None)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataCorrupted(f"{AUDIENCE_NAME} is damaged: {error}", field=AUDIENCE_NAME) from error
 

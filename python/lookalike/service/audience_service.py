@@ -12,34 +12,34 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from google.longrunning import operations_pb2
 
 from lookalike import logs
-from lookalike.errors import FailedPrecondition, InvalidInput, ResourceExhausted, Unavailable
-from lookalike.files import staged_folder
+from lookalike.errors import FailedPrecondition, InvalidInput, LookalikeError, ResourceExhausted, Unavailable
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.runtime.job import ExpansionJob
 from lookalike.service import caller, observation, tokens
-from lookalike.service.audiences import AudienceStore, pieces
+from lookalike.service.audiences import AudienceStore
 from lookalike.service.convert import (
     audience_name,
     members_page,
-    user_ids_message,
     validation_message,
 )
 from lookalike.service.curation import CurationServicer, Curators
 from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.door import Door, Order, names_something, request_hash
+from lookalike.service.members import messages
 from lookalike.service.operations import OperationStore
 from lookalike.service.operations_service import Present
+from lookalike.service.people import EXCLUSIONS_NAME, PREVIOUS_NAME, SEEDS_NAME, People
 from lookalike.service.records import Operation
 from lookalike.service.refresh import refresh_order
 from lookalike.v1 import audience_pb2
@@ -47,6 +47,9 @@ from lookalike.v1 import audience_pb2
 _log = logging.getLogger(__name__)
 
 MAX_PAGE = 10_000
+SHORT_BYTES = 8192
+READERS = 2  # audiences that are decoded at once: each takes a core
+AHEAD = 4  # messages: two row groups of integer ids are decoded while those before are sent
 
 
 class AudienceServicer(CurationServicer):
@@ -79,6 +82,8 @@ class AudienceServicer(CurationServicer):
         self._capacity = capacity
         self._min_seeds = min_seeds
         self._page_size = page_size
+        # Apart from the threads that check orders, which must not wait for large audiences.
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="members")
         self.accepting = True
 
     async def ExpandAudience(
@@ -89,18 +94,23 @@ class AudienceServicer(CurationServicer):
             raise Unavailable("the server is shutting down; try again soon", reason="SHUTTING_DOWN")
         tenant = caller.current().tenant
         logs.bind(request_id=request.request_id)
-        sha256 = await asyncio.to_thread(request_hash, request)
-        if names_something(request):
+        if _is_short(request):
+            sha256, order, people = self._read(request)
+        else:
+            sha256, order, people = await asyncio.to_thread(self._read, request)
+        # An order that is right is looked up when it is stored.
+        if names_something(request) and people is None:
             known = await self._store.find(
                 tenant, request_id=request.request_id, audience_id=request.audience_id, request_sha256=sha256
             )
             if known is not None and not request.validate_only:
                 return await self._present(known)
-        order = await asyncio.to_thread(self._door.check, request)
-        if request.validate_only:
+        if isinstance(order, LookalikeError):
+            raise order
+        if people is None:
             return await self._validate(tenant, order)
         # A client that hangs up must not leave an operation without its seeds.
-        accepted = await asyncio.shield(self._accept(tenant, sha256, order))
+        accepted = await asyncio.shield(self._accept(tenant, sha256, order, people))
         return await self._present(accepted)
 
     async def GetAudience(self, request: audience_pb2.GetAudienceRequest, context: Any) -> audience_pb2.Audience:
@@ -127,7 +137,8 @@ class AudienceServicer(CurationServicer):
         order = await asyncio.to_thread(refresh_order, self._door, self._pool, request, audience_id, audience)
         if request.validate_only:
             return await self._validate(tenant, order)
-        return await self._present(await asyncio.shield(self._accept(tenant, sha256, order)))
+        people = await asyncio.to_thread(_people, order)
+        return await self._present(await asyncio.shield(self._accept(tenant, sha256, order, people)))
 
     async def ListAudienceMembers(
         self, request: audience_pb2.ListAudienceMembersRequest, context: Any
@@ -147,7 +158,7 @@ class AudienceServicer(CurationServicer):
     async def StreamAudienceMembers(
         self, request: audience_pb2.StreamAudienceMembersRequest, context: Any
     ) -> AsyncIterator[audience_pb2.StreamAudienceMembersResponse]:
-        """Column after column; files are read on a thread."""
+        """Column after column; files are read on a thread, some messages ahead of the one that is sent."""
         audience_id, audience = await self._named(request.audience)
         listing = _listing(audience_id, audience)
         start = max(request.start_rank, 1) - 1
@@ -155,16 +166,17 @@ class AudienceServicer(CurationServicer):
             start = _position(request.resume_token, audience_id, audience, field="resume_token")
         elif request.start_rank < 0:
             raise InvalidInput(f"start_rank is {request.start_rank}; ranks begin at 1", field="start_rank")
-        batches = pieces(audience, start)
-        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
-            first = batch["rank"][0].as_py()
-            yield audience_pb2.StreamAudienceMembersResponse(
-                start_rank=first,
-                user_ids=user_ids_message(batch["user_id"]),
-                scores=batch["score"].to_pylist(),
-                resume_token=tokens.encode(first - 1 + batch.num_rows, listing=listing),
-                total_size=audience.num_members,
-            )
+        packed = request.encoding == audience_pb2.MEMBER_ENCODING_PACKED
+        made = messages(audience, start, packed=packed, listing=listing)
+        loop = asyncio.get_running_loop()
+        coming = loop.run_in_executor(self._readers, _some, made)
+        try:
+            while some := await coming:
+                coming = loop.run_in_executor(self._readers, _some, made)
+                for message in some:
+                    yield message
+        finally:
+            coming.cancel()  # what a thread is at just now ends unheard, and the file is closed
 
     async def _named(self, name: str) -> tuple[str, Audience]:
         return await self._audiences.open(caller.current().tenant, name, field="audience")
@@ -183,23 +195,33 @@ class AudienceServicer(CurationServicer):
             run_seconds=load.run_seconds,
         )
 
-    async def _accept(self, tenant: str, sha256: str, order: Order) -> Operation:
+    def _read(self, request: audience_pb2.ExpandAudienceRequest) -> tuple[str, Order | LookalikeError, People | None]:
+        """The request's hash; the order, or what is wrong with it; its people, if they are to be stored."""
+        sha256 = request_hash(request)
+        try:
+            order = self._door.check(request)
+        except LookalikeError as wrong:
+            return sha256, wrong, None
+        return sha256, order, None if request.validate_only else _people(order)
+
+    async def _accept(self, tenant: str, sha256: str, order: Order, people: People) -> Operation:
         operation_id = uuid.uuid4().hex
         folder = self._jobs / operation_id
-        try:
-            await asyncio.to_thread(_write_people, folder, order)
-        except ResourceExhausted as error:
-            raise ResourceExhausted("the server's disk is full; try again later", reason=error.reason) from error
+        if not people.few:
+            try:
+                await asyncio.to_thread(people.write, folder)
+            except ResourceExhausted as error:
+                raise ResourceExhausted("the server's disk is full; try again later", reason=error.reason) from error
         job = ExpansionJob(
             job_id=operation_id,
             campaign=order.campaign,
             features=order.features,
-            seeds=folder / "seeds.parquet",
+            seeds=folder / SEEDS_NAME,
             k=order.k,
             include_seeds=order.include_seeds,
             random_seed=order.random_seed,
             filter=order.filter,
-            exclusions=folder / "exclusions.parquet" if len(order.exclusions) else None,
+            exclusions=folder / EXCLUSIONS_NAME if len(order.exclusions) else None,
             reserve=order.reserve,
             **_refreshing(folder, order),
             pool=self._pool.path,
@@ -221,18 +243,18 @@ class AudienceServicer(CurationServicer):
             audience_expires=order.expires,
         )
         try:
-            stored, created = await self._store.create(operation)
+            stored, created = await self._store.create(operation, people if people.few else None)
         except Unavailable:  # it may be accepted all the same: then it needs its folder, else `expiry` finds that
             raise
         except BaseException:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await _remove(folder, people)
             raise
         finally:
             self._dispatcher.wake()
         if created:
             _log.info("operations/%s is accepted", stored.id)
         else:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await _remove(folder, people)
         return stored
 
 
@@ -269,17 +291,29 @@ def _refreshing(folder: Path, order: Order) -> dict[str, Any]:
     if order.previous is None:
         return {}
     return {
-        "previous": folder / "previous.parquet",
+        "previous": folder / PREVIOUS_NAME,
         "previous_name": order.previous.name,
         "previous_sha256": order.previous.audience_sha256,
         "churn_budget": order.previous.budget,
     }
 
 
-def _write_people(folder: Path, order: Order) -> None:
-    with staged_folder(folder) as staged:
-        pq.write_table(pa.table({"user_id": order.seeds}), staged / "seeds.parquet")
-        if len(order.exclusions):
-            pq.write_table(pa.table({"user_id": order.exclusions}), staged / "exclusions.parquet")
-        if order.previous is not None:
-            pq.write_table(pa.table({"user_id": order.previous.user_ids}), staged / "previous.parquet")
+def _people(order: Order) -> People:
+    return People.of(order.seeds, order.exclusions, order.previous.user_ids if order.previous is not None else None)
+
+
+def _is_short(request: audience_pb2.ExpandAudienceRequest) -> bool:
+    """Whether it is read sooner than a thread would begin to: about a thousand seeds, no file and no filter."""
+    return request.ByteSize() <= SHORT_BYTES and not (request.seeds_path or request.exclude_path or request.filter)
+
+
+def _some(
+    made: Iterator[audience_pb2.StreamAudienceMembersResponse],
+) -> list[audience_pb2.StreamAudienceMembersResponse]:
+    return list(islice(made, AHEAD))
+
+
+async def _remove(folder: Path, people: People) -> None:
+    """The files of an operation that was not accepted after all."""
+    if not people.few:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

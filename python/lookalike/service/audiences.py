@@ -1,4 +1,4 @@
-"""The audience store: finished audiences by resource name, and their members cut for the wire.
+"""The audience store: finished audiences by resource name.
 
 Knows audiences on disk, and whom to ask which folder a tenant's audience is in; knows no gRPC.
 """
@@ -7,22 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from lookalike.errors import DataCorrupted, InvalidInput, NotFound
 from lookalike.retrieval.audience import Audience
 from lookalike.service.audience_records import AudienceRecord, AudienceRecords
 from lookalike.service.opt_out_keeper import OptOutKeeper
 from lookalike.service.records import Operation
-
-# Of a streamed message: 4 MiB is the most a client takes by default; from 256 KiB on size no longer matters for speed.
-MESSAGE_BYTES = 512 * 1024
-ROW_BYTES = 4 + 10  # a score, and the longest varint
 
 _DRAWN_ID = re.compile("[0-9a-f]{32}")
 _OWN_ID = re.compile("[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -102,20 +94,3 @@ def named(name: str, *, field: str) -> str:
         shown = name if len(name) <= 100 else name[:97] + "..."
         raise InvalidInput(f"'{shown}' is not of the form audiences/<32 hex digits, or your own id>", field=field)
     return audience_id
-
-
-def pieces(audience: Audience, start: int) -> Iterator[pa.RecordBatch]:
-    """Members from rank `start + 1` on, in batches of at most about MESSAGE_BYTES on the wire."""
-    for batch in audience.batches(MESSAGE_BYTES // ROW_BYTES, start):
-        yield from _split(batch)
-
-
-def _split(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    ids = batch["user_id"]
-    text = 0 if pa.types.is_integer(ids.type) else pc.sum(pc.binary_length(ids)).as_py()
-    if batch.num_rows > 1 and text > MESSAGE_BYTES:
-        half = batch.num_rows // 2
-        yield from _split(batch.slice(0, half))
-        yield from _split(batch.slice(half))
-    elif batch.num_rows:
-        yield batch

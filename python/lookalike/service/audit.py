@@ -35,6 +35,7 @@ class AuditLog:
         """Raises `OSError` where the file cannot be written: better now than at the first call."""
         self.path = path
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit")
+        self._syncing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-sync")  # no line waits for a disk
         self._sync: asyncio.TimerHandle | None = None
         self._torn = False
         self._minute = 0
@@ -74,10 +75,11 @@ class AuditLog:
             self._sync.cancel()
         await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._end(self._file))
         self._thread.shutdown()
+        await asyncio.to_thread(self._syncing.shutdown)
 
     def _sync_soon(self) -> None:
         self._sync = None
-        self._thread.submit(lambda: self._flush(self._file))
+        self._thread.submit(lambda: self._syncing.submit(self._end, os.dup(self._file)))
 
     def _append(self, line: bytes) -> None:
         if not self._is_current():

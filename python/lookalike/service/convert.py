@@ -168,13 +168,6 @@ def members_page(members: pa.Table) -> list[audience_pb2.AudienceMember]:
     ]
 
 
-def user_ids_message(ids: pa.Array) -> audience_pb2.UserIds:
-    """A packed column of ids."""
-    if pa.types.is_int64(ids.type):
-        return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=ids.to_pylist()))
-    return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=ids.to_pylist()))
-
-
 def _metadata(operation: Operation, remaining: float | None) -> audience_pb2.ExpandAudienceMetadata:
     message = _Metadata(
         campaign=operation.job.campaign,

@@ -29,10 +29,11 @@ from lookalike.service import caller, tokens
 from lookalike.service.audience_records import EVERYONE, AudienceRecord, AudienceRecords
 from lookalike.service.audiences import AudienceStore, named
 from lookalike.service.caller import Scope
-from lookalike.service.convert import audience_message, bare_audience, user_ids_message, withheld
+from lookalike.service.convert import audience_message, bare_audience, withheld
 from lookalike.service.data_dir import DataDir
 from lookalike.service.door import read_expiry, read_ttl, read_user_ids
 from lookalike.service.filters import parse_audience_filter
+from lookalike.service.members import user_ids_message
 from lookalike.service.opt_out_keeper import OptOutKeeper
 from lookalike.service.opt_outs import OptOutStore
 from lookalike.v1 import audience_pb2, audience_pb2_grpc

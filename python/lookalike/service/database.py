@@ -11,8 +11,6 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -32,6 +30,7 @@ from lookalike.errors import (
     Unavailable,
 )
 from lookalike.files import DISK_FULL
+from lookalike.service.group_commit import Lane, sqlite_code
 from lookalike.service.records import INSTALLATION
 
 _P = ParamSpec("_P")
@@ -39,7 +38,9 @@ _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
-CONNECTIONS = 4  # of one front to PostgreSQL; its calls are short
+CONNECTIONS = 4  # of one front to PostgreSQL; its calls are short. One more accepts
+# Works that share a transaction at most: with more, the disk takes little of each, and the first waits for the last.
+GROUP = 64
 # Names of our locks in PostgreSQL, where any number will do.
 MIGRATION_LOCK = 5_271_009_001
 CLAIM_LOCK = 5_271_009_002
@@ -70,14 +71,17 @@ class Database:
         shared: whether other processes may use it.
     """
 
-    def __init__(
-        self, engine: sa.Engine, threads: ThreadPoolExecutor, database_id: str, on_failure: Callable[[], None]
-    ) -> None:
+    def __init__(self, engine: sa.Engine, database_id: str, on_failure: Callable[[], None]) -> None:
         self._engine = engine
-        self._threads = threads
-        self._on_failure = on_failure
         self.id = database_id
         self.shared = engine.dialect.name != "sqlite"
+        # SQLite takes one writer at a time; with one thread nobody waits for a lock. PostgreSQL groups the commits of
+        # its connections itself, but for those of one tenant's submissions, which wait for each other.
+        threads, most = (CONNECTIONS, 1) if self.shared else (1, GROUP)
+        self._lane = Lane(engine, threads=threads, most=most, on_failure=on_failure, name="operations")
+        self._accepting = self._lane
+        if self.shared:
+            self._accepting = Lane(engine, threads=1, most=GROUP, on_failure=on_failure, name="accepting")
 
     @staticmethod
     async def open(url: sa.URL, *, on_failure: Callable[[], None] = lambda: None) -> Database:
@@ -89,46 +93,33 @@ class Database:
             FailedPrecondition: of a newer version, or we may not use it. DataCorrupted: no database.
             Unavailable: cannot be reached. ResourceExhausted: SQLite's disk is full.
         """
-        # SQLite takes one writer at a time; with one thread nobody waits for a lock.
-        count = 1 if url.get_backend_name() == "sqlite" else CONNECTIONS
-        threads = ThreadPoolExecutor(max_workers=count, thread_name_prefix="operations")
-        try:
-            engine, name = await asyncio.get_running_loop().run_in_executor(threads, _open, url)
-        except BaseException:
-            threads.shutdown()
-            raise
-        return Database(engine, threads, name, on_failure)
+        engine, name = await asyncio.to_thread(_open, url)
+        return Database(engine, name, on_failure)
 
     async def close(self) -> None:
         """Wait for the work that runs, also where nobody waits for it any more, and close all connections."""
-        await asyncio.to_thread(self._threads.shutdown)
+        for lane in (self._lane, self._accepting):
+            await asyncio.to_thread(lane.close)
         await asyncio.to_thread(self._engine.dispose)
 
     def run(self, work: Callable[[sa.Connection], _T]) -> asyncio.Future[_T]:
-        """Run `work` on a thread, in one transaction: the event loop never waits for a disk or a server.
+        """Run `work` on a thread, as one transaction: the event loop never waits for a disk or a server.
 
         Raises:
             ResourceExhausted: reason DISK_FULL: SQLite's disk is full; nothing is done.
             Unavailable: the database does not answer; whether the work is done is then unknown.
         """
+        return self._lane.run(work)
 
-        def task() -> _T:
-            try:
-                with self._engine.begin() as connection:
-                    return work(connection)
-            except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-                self._on_failure()
-                _log.error("the operations database fails: %s", error.orig)
-                if _code(error) == sqlite3.SQLITE_FULL:
-                    raise ResourceExhausted(
-                        "the disk of the operations database is full; try again later", reason=DISK_FULL
-                    ) from error
-                raise Unavailable(
-                    "the operations database does not answer; try again", reason="DATABASE_UNAVAILABLE"
-                ) from error
+    def accept(self, work: Callable[[sa.Connection], _T], tenant: str) -> asyncio.Future[_T]:
+        """As `run`, for what makes all who accept for a tenant take turns: those that wait here share a transaction.
 
-        # In the caller's context, so that what is logged is about the same operation.
-        return asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, task)
+        It takes tenants in order, so that no two servers wait for each other.
+
+        Raises:
+            ResourceExhausted, Unavailable: as `run`.
+        """
+        return self._accepting.run(work, tenant)
 
 
 def database_url(database_url: str, data_dir: Path) -> sa.URL:
@@ -222,7 +213,7 @@ def _open(url: sa.URL) -> tuple[sa.Engine, str]:
         engine = sa.create_engine(url)
         _prepare_sqlite(engine)
     else:
-        engine = sa.create_engine(_impatient(url), pool_size=CONNECTIONS, pool_pre_ping=True)
+        engine = sa.create_engine(_impatient(url), pool_size=CONNECTIONS + 1, pool_pre_ping=True)
         _prepare_postgresql(engine)
     shown = url.render_as_string(hide_password=True)
     try:
@@ -244,6 +235,7 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
         connection.isolation_level = None  # else Python's driver leaves changes of the schema out of transactions
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")  # an accepted operation survives a power cut
+        connection.execute("PRAGMA secure_delete=ON")  # seeds are people: what is deleted is overwritten
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
@@ -266,17 +258,13 @@ def _prepare_postgresql(engine: sa.Engine) -> None:
 
 def _unusable(error: sa.exc.DBAPIError, shown: str, *, sqlite: bool) -> LookalikeError:
     message = f"cannot use the operations database {shown}: {str(error.orig).strip()}"
-    if sqlite and _code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}:
+    if sqlite and sqlite_code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}:
         return ResourceExhausted(f"{message}: free some space", field="service.data_dir", reason=DISK_FULL)
     if sqlite:
         return DataCorrupted(message, field="service.data_dir")
     if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
         return Unavailable(message, field="service.database_url", reason="DATABASE_UNAVAILABLE")
     return FailedPrecondition(message, field="service.database_url")
-
-
-def _code(error: sa.exc.DBAPIError) -> int | None:
-    return getattr(error.orig, "sqlite_errorcode", None)
 
 
 def _migrations() -> alembic.config.Config:

@@ -287,6 +287,7 @@ class Dispatcher:
             running.note(Progress(Stage.WRITING, 1, 1))
             return
         job = replace(job, opted_out=await self._list_opted_out(operation))
+        await self._lay_out(operation)
         attempt = 0
         while True:
             await self._begin_attempt(operation)
@@ -318,6 +319,20 @@ class Dispatcher:
                 await asyncio.wait_for(running.cancel.wait(), delay)
             if job.cancel_flag.exists():
                 raise Cancelled("cancelled by CancelOperation")
+
+    async def _lay_out(self, operation: Operation) -> None:
+        """Its people as files, which are all that a runtime sees of them."""
+        folder = self._jobs / operation.id
+        try:
+            people = await self._leases.people(operation)
+            if people is not None and not folder.exists():
+                with suppress(AlreadyExists):  # by a front that has lost it, or is about to
+                    await asyncio.to_thread(people.write, folder)
+            # It may have been asked for before there was a folder for the flag.
+            if await self._leases.cancel_requested(operation):
+                await asyncio.to_thread((folder / "cancel").touch)
+        except Exception as error:
+            raise _NotOurs(f"its seeds cannot be read from its record, or not be written: {error}") from error
 
     async def _traced(self, running: Running, job: ExpansionJob, attempt: int) -> Receipt:
         """Run it once, under a span of the trace it was ordered in, however long ago that was."""

@@ -16,7 +16,17 @@ from lookalike.retrieval.receipt import Progress
 from lookalike.service.database import CLAIM_LOCK, Database, lock, now, transaction
 from lookalike.service.fairness import Quotas, Turn, Waiting
 from lookalike.service.operations import cancel, select
-from lookalike.service.records import AUDIENCES, INSTALLATION, OPERATIONS, TENANTS, Operation, State, error_text
+from lookalike.service.people import People
+from lookalike.service.records import (
+    AUDIENCES,
+    INSTALLATION,
+    OPERATIONS,
+    PEOPLE,
+    TENANTS,
+    Operation,
+    State,
+    error_text,
+)
 
 _QUEUED = OPERATIONS.c.state == State.QUEUED.value
 _RUNNING = OPERATIONS.c.state == State.RUNNING.value
@@ -55,6 +65,18 @@ class Leases:
         return None
 
     @transaction
+    def people(self, connection: sa.Connection, operation: Operation) -> People | None:
+        """Its seeds and exclusions; None: they are files."""
+        wanted = sa.select(PEOPLE.c.seeds, PEOPLE.c.exclusions).where(PEOPLE.c.id == operation.id)
+        row = connection.execute(wanted).one_or_none()
+        return People(row.seeds, row.exclusions) if row is not None else None
+
+    @transaction
+    def cancel_requested(self, connection: sa.Connection, operation: Operation) -> bool:
+        """Whether it is to be cancelled."""
+        return bool(connection.scalar(sa.select(OPERATIONS.c.cancel_requested).where(OPERATIONS.c.id == operation.id)))
+
+    @transaction
     def begin_attempt(self, connection: sa.Connection, operation: Operation) -> bool:
         """Count a run; whether the operation is still ours."""
         return self._update(connection, operation, attempts=OPERATIONS.c.attempts + 1)
@@ -82,6 +104,7 @@ class Leases:
         ended = now(connection)
         if not self._update(connection, operation, state=state.value, ended=ended, error=error_text(error)):
             return False
+        connection.execute(PEOPLE.delete().where(PEOPLE.c.id == operation.id))
         audience = AUDIENCES.c.id == operation.id
         if state is State.SUCCEEDED:
             expires = sa.func.coalesce(AUDIENCES.c.expires, ended + AUDIENCES.c.ttl)

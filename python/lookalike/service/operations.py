@@ -5,9 +5,10 @@ Knows the tables; knows neither gRPC nor runtimes, nor how the queue is worked o
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +19,12 @@ from lookalike.errors import AlreadyExists, Cancelled, FailedPrecondition, NotFo
 from lookalike.service.database import Database, now, transaction
 from lookalike.service.fairness import Quotas
 from lookalike.service.metrics import Metrics
+from lookalike.service.people import People
 from lookalike.service.records import (
     AUDIENCES,
     INSTALLATION,
     OPERATIONS,
+    PEOPLE,
     TENANTS,
     Operation,
     State,
@@ -37,6 +40,37 @@ RETRY_LIMITS = (1.0, 3600.0)
 
 _QUEUED = OPERATIONS.c.state == State.QUEUED.value
 ACTIVE = (State.QUEUED.value, State.RUNNING.value)
+
+# What every submission and every look at an operation runs is made here, once: making a statement takes SQLAlchemy
+# five times as long as running it.
+_HOLD_TENANT = (
+    sa.select(TENANTS.c.day, TENANTS.c.accepted).where(TENANTS.c.tenant == sa.bindparam("tenant")).with_for_update()
+)
+_COUNT_ACCEPTED = (
+    TENANTS.update()
+    .where(TENANTS.c.tenant == sa.bindparam("of"))
+    .values(day=sa.bindparam("today"), accepted=sa.bindparam("count"))
+)
+_INSERTS = {table: table.insert() for table in (OPERATIONS, AUDIENCES, PEOPLE)}
+_MINE = sa.select(OPERATIONS).where(OPERATIONS.c.tenant == sa.bindparam("tenant"))
+_BY_ID = _MINE.where(OPERATIONS.c.id == sa.bindparam("id"))
+_BY_ID_LOCKED = _BY_ID.with_for_update()
+_BY_REQUEST_ID = _MINE.where(OPERATIONS.c.request_id == sa.bindparam("request_id"))
+_HOLDER = sa.select(AUDIENCES.c.id).where(
+    AUDIENCES.c.tenant == sa.bindparam("tenant"), AUDIENCES.c.audience_id == sa.bindparam("audience_id")
+)
+_COUNTS = (
+    sa.select(OPERATIONS.c.state, OPERATIONS.c.tenant, sa.func.count())
+    .where(OPERATIONS.c.state.in_(ACTIVE))
+    .group_by(OPERATIONS.c.state, OPERATIONS.c.tenant)
+)
+_RUN_SECONDS = sa.select(INSTALLATION.c.run_seconds)
+_QUEUE_OF = sa.select(sa.func.count()).where(_QUEUED, OPERATIONS.c.tenant == sa.bindparam("tenant"))
+_AHEAD = _QUEUE_OF.where(
+    sa.tuple_(OPERATIONS.c.due, OPERATIONS.c.number)
+    < sa.tuple_(sa.bindparam("due", type_=sa.Float), sa.bindparam("number", type_=sa.Integer))
+)
+_BEHIND = _QUEUE_OF.where(OPERATIONS.c.due > sa.bindparam("due", type_=sa.Float))
 
 
 @dataclass(frozen=True)
@@ -82,31 +116,37 @@ class OperationStore:
         self._max_queued = max_queued
         self._metrics = metrics or Metrics()
 
-    @transaction
-    def create(self, connection: sa.Connection, operation: Operation) -> tuple[Operation, bool]:
+    def create(self, operation: Operation, people: People | None = None) -> asyncio.Future[tuple[Operation, bool]]:
         """Accept the operation, or return the one its `request_id` or `audience_id` already names; whether it is new.
+
+        `people`: of the operation; None: they are files already.
 
         Raises:
             AlreadyExists: one of them was used with other content. QuotaExceeded: too many are queued, or were accepted
                 today.
         """
+        return self._database.accept(lambda connection: self._create(connection, operation, people), operation.tenant)
+
+    def _create(self, connection: sa.Connection, operation: Operation, people: People | None) -> tuple[Operation, bool]:
         accepted = _hold_tenant(connection, operation.tenant)
         own = operation.audience_id if operation.audience_id != operation.id else None
         known = _known(connection, operation.tenant, operation.request_id, own, operation.request_sha256)
         if known is not None:
             return known, False
         try:
-            self._admit(connection, operation.tenant, accepted)
+            queued = self._admit(connection, operation.tenant, accepted)
         except QuotaExceeded as refused:
             self._metrics.refused(refused.quota)
             raise
-        key = connection.execute(OPERATIONS.insert().values(to_row(operation))).inserted_primary_key
-        connection.execute(AUDIENCES.insert().values(audience_row(operation)))
-        mine = TENANTS.c.tenant == operation.tenant
-        connection.execute(TENANTS.update().where(mine).values(day=_today(), accepted=accepted + 1))
+        key = connection.execute(_INSERTS[OPERATIONS], to_row(operation)).inserted_primary_key
+        connection.execute(_INSERTS[AUDIENCES], audience_row(operation))
+        if people is not None:
+            row = {"id": operation.id, "seeds": people.seeds, "exclusions": people.exclusions}
+            connection.execute(_INSERTS[PEOPLE], row)
+        connection.execute(_COUNT_ACCEPTED, {"of": operation.tenant, "today": _today(), "count": accepted + 1})
+        behind = connection.scalar(_BEHIND, {"tenant": operation.tenant, "due": operation.due})
         assert key is not None
-        (stored,) = _placed(connection, [replace(operation, number=key[0])])
-        return stored, True
+        return replace(operation, number=key[0], queue_position=queued - (behind or 0)), True
 
     @transaction
     def find(
@@ -187,7 +227,8 @@ class OperationStore:
         depth, oldest = connection.execute(query).one()
         return Queue(depth, max(0.0, oldest or 0.0))
 
-    def _admit(self, connection: sa.Connection, tenant: str, accepted: int) -> None:
+    def _admit(self, connection: sa.Connection, tenant: str, accepted: int) -> int:
+        """How many operations the tenant has in the queue."""
         quota = self._quotas.of(tenant)
         if quota.per_day is not None and accepted >= quota.per_day:
             raise QuotaExceeded(
@@ -197,6 +238,8 @@ class OperationStore:
                 retry_seconds=DAY - time.time() % DAY,
             )
         load = _load(connection, tenant)
+        if load.queued < quota.queued and load.queued_by_all < self._max_queued:
+            return load.queued
         least, most = RETRY_LIMITS
         soon = min(max(load.run_seconds / max(1, load.running), least), most)
         if load.queued >= quota.queued:
@@ -206,20 +249,17 @@ class OperationStore:
                 subject=f"tenant:{tenant}",
                 retry_seconds=min(max(soon * max(1, load.tenants), least), most),
             )
-        if load.queued_by_all >= self._max_queued:
-            raise QuotaExceeded(
-                f"{load.queued_by_all} operations are queued, the most this server takes; try again later",
-                quota="service.max_queued",
-                subject="service",
-                retry_seconds=soon,
-            )
+        raise QuotaExceeded(
+            f"{load.queued_by_all} operations are queued, the most this server takes; try again later",
+            quota="service.max_queued",
+            subject="service",
+            retry_seconds=soon,
+        )
 
 
-def select(connection: sa.Connection, *wanted: Any, limit: int | None = None, lock_it: bool = False) -> list[Operation]:
-    """Operations in order of acceptance, with their places in the queue; `lock_it`: nobody else changes them."""
-    query = sa.select(OPERATIONS).where(*wanted).order_by(OPERATIONS.c.number).limit(limit)
-    rows = connection.execute(query.with_for_update() if lock_it else query).mappings().all()
-    return _placed(connection, [from_row(row) for row in rows])
+def select(connection: sa.Connection, *wanted: Any, limit: int | None = None) -> list[Operation]:
+    """Operations in order of acceptance, with their places in the queue."""
+    return _found(connection, sa.select(OPERATIONS).where(*wanted).order_by(OPERATIONS.c.number).limit(limit))
 
 
 def one_of(connection: sa.Connection, tenant: str, operation_id: str, *, lock_it: bool = False) -> Operation:
@@ -228,7 +268,8 @@ def one_of(connection: sa.Connection, tenant: str, operation_id: str, *, lock_it
     Raises:
         NotFound: it has none of this id.
     """
-    found = select(connection, OPERATIONS.c.id == operation_id, OPERATIONS.c.tenant == tenant, lock_it=lock_it)
+    query = _BY_ID_LOCKED if lock_it else _BY_ID
+    found = _found(connection, query, {"tenant": tenant, "id": operation_id})
     if not found:
         raise NotFound(f"there is no operations/{operation_id}", field="name")
     return found[0]
@@ -243,14 +284,21 @@ def cancel(connection: sa.Connection, operation_id: str) -> None:
         .values(state=State.CANCELLED.value, cancel_requested=True, ended=now(connection), error=error)
     )
     connection.execute(AUDIENCES.delete().where(AUDIENCES.c.id == operation_id))
+    connection.execute(PEOPLE.delete().where(PEOPLE.c.id == operation_id))
+
+
+def _found(
+    connection: sa.Connection, query: sa.Select[Any], values: Mapping[str, object] | None = None
+) -> list[Operation]:
+    rows = connection.execute(query, values).mappings().all()
+    return _placed(connection, [from_row(row) for row in rows])
 
 
 def _placed(connection: sa.Connection, operations: list[Operation]) -> list[Operation]:
     queued = [one for one in operations if one.state is State.QUEUED]
     if len(queued) == 1 == len(operations):  # the common case must not read the whole queue
-        earlier = sa.tuple_(OPERATIONS.c.due, OPERATIONS.c.number) < (queued[0].due, queued[0].number)
-        ahead = sa.select(sa.func.count()).where(_QUEUED, OPERATIONS.c.tenant == queued[0].tenant, earlier)
-        return [replace(queued[0], queue_position=connection.scalar(ahead) or 0)]
+        one = {"tenant": queued[0].tenant, "due": queued[0].due, "number": queued[0].number}
+        return [replace(queued[0], queue_position=connection.scalar(_AHEAD, one) or 0)]
     tenants = {one.tenant for one in queued}
     if not tenants:
         return operations
@@ -269,20 +317,21 @@ def _placed(connection: sa.Connection, operations: list[Operation]) -> list[Oper
 
 def _hold_tenant(connection: sa.Connection, tenant: str) -> int:
     """Make all who accept for this tenant take turns; returns how many operations were accepted today."""
-    insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    row = {"tenant": tenant, "start": None, "day": 0, "accepted": 0}
-    connection.execute(insert(TENANTS).values(row).on_conflict_do_nothing())
-    mine = sa.select(TENANTS.c.day, TENANTS.c.accepted).where(TENANTS.c.tenant == tenant).with_for_update()
-    day, accepted = connection.execute(mine).one()
+    mine = connection.execute(_HOLD_TENANT, {"tenant": tenant}).one_or_none()
+    if mine is None:
+        insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        row = {"tenant": tenant, "start": None, "day": 0, "accepted": 0}
+        connection.execute(insert(TENANTS).values(row).on_conflict_do_nothing())
+        mine = connection.execute(_HOLD_TENANT, {"tenant": tenant}).one()
+    day, accepted = mine
     return int(accepted) if day == _today() else 0
 
 
 def _known(
     connection: sa.Connection, tenant: str, request_id: str | None, audience_id: str | None, sha256: str
 ) -> Operation | None:
-    mine = OPERATIONS.c.tenant == tenant
     if request_id is not None:
-        for known in select(connection, mine, OPERATIONS.c.request_id == request_id):
+        for known in _found(connection, _BY_REQUEST_ID, {"tenant": tenant, "request_id": request_id}):
             if known.request_sha256 != sha256:
                 raise AlreadyExists(
                     f"request_id '{request_id}' was used with other content for operations/{known.id}; choose a new "
@@ -291,11 +340,12 @@ def _known(
                     reason="REQUEST_ID_REUSED",
                 )
             return known
-    taken = (AUDIENCES.c.tenant == tenant, AUDIENCES.c.audience_id == audience_id)
-    holder = connection.scalar(sa.select(AUDIENCES.c.id).where(*taken)) if audience_id is not None else None
+    if audience_id is None:
+        return None
+    holder = connection.scalar(_HOLDER, {"tenant": tenant, "audience_id": audience_id})
     if holder is None:
         return None
-    for known in select(connection, mine, OPERATIONS.c.id == holder):
+    for known in _found(connection, _BY_ID, {"tenant": tenant, "id": holder}):
         if known.request_sha256 == sha256:
             return known
     raise AlreadyExists(
@@ -306,15 +356,14 @@ def _known(
 
 
 def _load(connection: sa.Connection, tenant: str) -> Load:
-    counts = sa.select(OPERATIONS.c.state, OPERATIONS.c.tenant, sa.func.count()).where(OPERATIONS.c.state.in_(ACTIVE))
     queued: dict[str, int] = {}
     running = 0
-    for state, owner, count in connection.execute(counts.group_by(OPERATIONS.c.state, OPERATIONS.c.tenant)):
+    for state, owner, count in connection.execute(_COUNTS):
         if state == State.RUNNING.value:
             running += count
         else:
             queued[owner] = count
-    seconds = connection.scalar(sa.select(INSTALLATION.c.run_seconds))
+    seconds = connection.scalar(_RUN_SECONDS)
     return Load(
         run_seconds=RUN_SECONDS if seconds is None else seconds,
         queued=queued.get(tenant, 0),

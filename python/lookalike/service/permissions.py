@@ -103,7 +103,7 @@ RULES: Mapping[str, Rule] = {
         Scope.READ,
         "read",
         lambda request, response: {"audience": _resource(request.audience)},
-        lambda piece: len(piece.scores),
+        lambda piece: len(piece.scores) or piece.packed.count,
     ),
     f"{_AUDIENCES}/ListAudiences": Rule(Scope.READ),
     f"{_AUDIENCES}/UpdateAudience": Rule(Scope.EXPAND, "update", _updated),

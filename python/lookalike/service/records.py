@@ -168,6 +168,13 @@ TENANTS = sa.Table(
     sa.Column("day", sa.Integer, nullable=False),  # days since 1970, UTC
     sa.Column("accepted", sa.Integer, nullable=False),  # operations on that day
 )
+PEOPLE = sa.Table(  # of operations that are not done, where they are few enough for a record
+    "people",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),  # of the operation
+    sa.Column("seeds", sa.LargeBinary, nullable=False),
+    sa.Column("exclusions", sa.LargeBinary),
+)
 INSTALLATION = sa.Table(  # one row
     "installation",
     METADATA,
