@@ -145,6 +145,11 @@ class InternalError(LookalikeError):
     default_reason = "INTERNAL"
 
 
+def quoted(text: str, most: int = 60) -> str:
+    """A text of somebody else's as a message shows it: in quotes, at most so many characters, none of which act."""
+    return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
 def error_class(reason: str) -> type[LookalikeError]:
     """The most basic class whose default reason is `reason`, for errors that crossed a process; else InternalError."""
     pending: list[type[LookalikeError]] = [LookalikeError]

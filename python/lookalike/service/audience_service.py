@@ -129,7 +129,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         if request.WhichOneof("from") == "resume_token":
             start = tokens.decode(request.resume_token, listing=listing, field="resume_token")
         elif request.start_rank < 0:
-            raise InvalidInput(f"start_rank is {request.start_rank}; ranks begin at 1", field="start_rank")
+            raise InvalidInput(f"start_rank is {request.start_rank}; it must be 0 or more", field="start_rank")
         batches = pieces(audience, start)
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             first = batch["rank"][0].as_py()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.errors import InvalidInput, NotFound
+from lookalike.errors import InvalidInput, NotFound, quoted
 from lookalike.retrieval.audience import Audience
 from lookalike.service.operations import OperationStore
 from lookalike.service.records import Operation
@@ -47,8 +47,9 @@ class AudienceStore:
         """
         audience_id = name.removeprefix("audiences/")
         if audience_id == name or not (_DRAWN_ID.fullmatch(audience_id) or is_own_id(audience_id)):
-            shown = name if len(name) <= 100 else name[:97] + "..."
-            raise InvalidInput(f"'{shown}' is not of the form audiences/<32 hex digits, or your own id>", field=field)
+            raise InvalidInput(
+                f"{quoted(name)} must be of the form audiences/<32 hex digits, or your own id>", field=field
+            )
         return audience_id, await self._read(await self._store.audience(tenant, audience_id), audience_id)
 
     async def of(self, operation: Operation) -> Audience:

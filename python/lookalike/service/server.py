@@ -29,6 +29,7 @@ from lookalike.service.audit import AuditLog
 from lookalike.service.authentication import AuthInterceptor
 from lookalike.service.data_dir import DataDir, bind, data_dir
 from lookalike.service.database import Database, database_url
+from lookalike.service.decoding import DecodingInterceptor
 from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.door import Door
 from lookalike.service.endpoint import Endpoint
@@ -125,7 +126,8 @@ async def serve(
                 _forgetting(service, database, folder),
                 exposition(service.metrics_listen, metrics, observed),
             ):
-                await _run(service, endpoint, [watch, authentication], servicer, operations, dispatcher, ready, stop)
+                interceptors = [watch, DecodingInterceptor(), authentication]
+                await _run(service, endpoint, interceptors, servicer, operations, dispatcher, ready, stop)
         finally:
             await database.close()
             await asyncio.to_thread(tracing.close)
