@@ -1,15 +1,15 @@
-"""Test help: hypothesis strategies of protobuf messages, made from their descriptors: a field or method that is added is
+"""Test help: hypothesis strategies of protobuf messages, made from their descriptors, so that a field that is added is
 tried from then on.
 
-`messages` makes any message of a kind; `broken` takes a right one and makes one thing in it something else; `damaged` are
-bytes that once were a message. `words` are texts that mean something to the server: names, tokens, paths, filters.
+`messages` makes any message of a kind; `broken` takes a right one and makes one thing in it something else; `damaged`
+are bytes that once were a message. `words` are texts that mean something to the server: names, tokens, paths, filters.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -25,11 +25,12 @@ MAX_DEPTH = 5
 
 TEXTS: Words = (
     "", " ", "\t\r\n", "\0", "a\0b", ".", "..", "/", "../..", "../../../../etc/passwd", "/etc/passwd", "a/../../b",
-    "..\\..\\windows", "%2e%2e%2f", "file:///etc/passwd", "/proc/self/environ", "/dev/zero", "~root", "-rf", "null", "None", "nan",
-    "{}", "[]", "[[" * 500, '{"a":' * 500, "%s%n%x", "${jndi:ldap://x}", "{0.__class__}", "$(id)", "`id`", "; DROP TABLE operations; --",
-    "' OR '1'='1", '"', "'", "\\", "((((", "((" * 400, "NOT " * 300, "a = ", "1e999", "-1", "0x10", "9" * 400, "\x1b[31m",
-    "\u202e", "\u200b", "\ufeff", "e\u0301" * 50, "ﷺ" * 100, "𝒳", "👩‍👩‍👧", "ſ", "İ", "\ufffe\uffff", "\U0010ffff",
-    "x" * 129, "x" * 257, "x" * 5000, "ü" * 70_000, "\x7f\x80\x9f",
+    "..\\..\\windows", "%2e%2e%2f", "file:///etc/passwd", "/proc/self/environ", "/dev/zero", "~root", "-rf", "null",
+    "None", "nan", "{}", "[]", "[[" * 500, '{"a":' * 500, "%s%n%x", "${jndi:ldap://x}", "{0.__class__}", "$(id)",
+    "`id`", "; DROP TABLE operations; --", "' OR '1'='1", '"', "'", "\\", "((((", "((" * 400, "NOT " * 300, "a = ",
+    "1e999", "-1", "0x10", "9" * 400, "\x1b[31m", "\u202e", "\u200b", "\ufeff", "e\u0301" * 50, "\ufdfa" * 100, "\U0001d4b3",
+    "\U0001f469\u200d\U0001f467", "\u017f", "\u0130", "\ufffe\uffff", "\U0010ffff", "x" * 129, "x" * 257, "x" * 5000,
+    "\xfc" * 70_000, "\x7f\x80\x9f",
 )  # fmt: skip
 BYTES = (b"", b"\0", b"\xff\xfe", bytes(range(256)), b"x" * 70_000)
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-300, 5e-324, 1e308, -1e308, math.inf, -math.inf, math.nan, 1.0000000001)
@@ -39,7 +40,24 @@ _BITS = {
     FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
-_EDGES = (0, 1, -1, 2, 7, 1000, 10_000, 10_001, 2**31 - 1, 2**31, -(2**31), 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**64 - 1)
+_EDGES = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    1000,
+    10_000,
+    10_001,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**32 - 1,
+    2**32,
+    2**53,
+    2**63 - 1,
+    2**64 - 1,
+)
 
 
 def texts(words: Words = ()) -> st.SearchStrategy[str]:
@@ -93,11 +111,12 @@ def broken(valid: Message, words: Words = ()) -> st.SearchStrategy[Message]:
 
 
 def damaged(valid: bytes) -> st.SearchStrategy[bytes]:
-    """Bytes of a message cut short, altered, or followed by something; unknown fields, wrong types and bad text among it."""
+    """Bytes of a message cut short, altered, or followed by unknown fields, wrong types, bad text and the like."""
     extra = st.sampled_from((
-        b"\xc2\x3e\x05", b"\xc2\x3e\x00", b"\xfa\x3e\x03abc", b"\xf9\x3e12345678", b"\xfd\x3e1234",  # fields 1000 and on
-        b"\x0a\x02\xc3\x28", b"\x0a\xff\xff\xff\xff\x0f", b"\x08" + b"\xff" * 11, b"\x0b\x0b\x0c", b"\x0c", b"\x00\x01",
-        b"\x0f", b"\x0a\x01\xff", b"\x12\x02\xed\xa0", b"\x1a\x80", b"\x0b" * 200, b"{}", b"<a/>", b"\0" * 9, b"\x80" * 20,
+        b"\xc2\x3e\x05", b"\xc2\x3e\x00", b"\xfa\x3e\x03abc", b"\xf9\x3e12345678", b"\xfd\x3e1234",  # unknown fields
+        b"\x0a\x02\xc3\x28", b"\x0a\xff\xff\xff\xff\x0f", b"\x08" + b"\xff" * 11, b"\x0b\x0b\x0c", b"\x0c", b"\0\x01",
+        b"\x0f", b"\x0a\x01\xff", b"\x12\x02\xed\xa0", b"\x1a\x80", b"\x0b" * 200, b"{}", b"<a/>", b"\0" * 9,
+        b"\x80" * 20,
     ))  # fmt: skip
     cut = st.integers(0, max(0, len(valid) - 1)).map(lambda n: valid[:n])
     flipped = st.builds(
@@ -112,6 +131,21 @@ def damaged(valid: bytes) -> st.SearchStrategy[bytes]:
 def paths(kind: Descriptor) -> Sequence[Path]:
     """Ways to every field of a kind, whole messages among them, shallow ones first."""
     return sorted(_paths(kind, ()), key=len)
+
+
+def filled(message: Message, way: Path = ()) -> set[Path]:
+    """The paths to what is there in a message; of several alike, the first is looked into."""
+    found: set[Path] = set()
+    for field, value in message.ListFields():
+        here = (*way, field)
+        found.add(here)
+        if field.message_type is None or len(here) > MAX_DEPTH:
+            continue
+        values = list(value.values()) if _is_map(field) else value if field.is_repeated else [value]
+        for one in list(values)[:1]:
+            if isinstance(one, Message):
+                found |= filled(one, here)
+    return found
 
 
 def has_field(kind: Descriptor, dotted: str) -> bool:
@@ -164,7 +198,7 @@ def _values(field: FieldDescriptor, words: Words, depth: int) -> st.SearchStrate
     return st.lists(one, max_size=3) | st.builds(lambda value, times: [value] * times, one, st.sampled_from((30, 3000)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _single(field: FieldDescriptor, words: Words, depth: int) -> st.SearchStrategy[Any]:
     """Any value of the field's type, one of them where it is repeated."""
     kind = field.cpp_type

@@ -146,8 +146,12 @@ class InternalError(LookalikeError):
 
 
 def quoted(text: str, most: int = 60) -> str:
-    """A text of somebody else's as a message shows it: in quotes, at most so many characters, none of which act."""
-    return repr(text if len(text) <= most else text[: most - 3] + "...")
+    """A text of somebody else's as a message shows it: in quotes, at most so many bytes, what is invisible escaped."""
+    shown = repr(text[:most])
+    data = shown.encode()
+    if len(text) <= most and len(data) <= most + 2:
+        return shown
+    return data[: most - 2].decode(errors="ignore") + "..." + shown[-1]
 
 
 def error_class(reason: str) -> type[LookalikeError]:

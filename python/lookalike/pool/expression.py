@@ -93,7 +93,7 @@ def parse(text: str) -> Expression:
     except SqlglotError as error:
         raise _refused(f"the filter cannot be read{_place(error)}; write it as: country in ('DE', 'AT')") from error
     except RecursionError as error:
-        raise _refused("the filter is nested too deeply") from error
+        raise _refused("the filter is nested too deeply: use fewer parentheses") from error
 
 
 def canonical(expression: Expression) -> str:

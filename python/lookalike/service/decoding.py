@@ -6,9 +6,10 @@ tree; stands before every service, also before those that are not ours (health, 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -20,16 +21,14 @@ REASON = "MALFORMED_REQUEST"
 
 # What the deserializer hands on for bytes that are no request: it cannot answer the caller itself.
 _MALFORMED = object()
-_SHAPES: dict[tuple[bool, bool], tuple[str, Any]] = {  # by whether requests, and responses, are streams
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
 
 
 class DecodingInterceptor(grpc.aio.ServerInterceptor):
-    """Those after it see requests only. A caller who is turned away is so whatever was sent, unread."""
+    """Those after it see requests only. A caller who is turned away is so whatever was sent, unread.
+
+    On the wire a call of one request is a stream of one, and is read here as such: where none comes, be it that its
+    frame lied about its length, gRPC would never answer.
+    """
 
     async def intercept_service(
         self,
@@ -40,13 +39,52 @@ class DecodingInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None or handler.request_deserializer is None:
             return handler  # type: ignore[no-any-return]
-        name, make = _SHAPES[handler.request_streaming, handler.response_streaming]
+        given = _Given(handler_call_details.method, streaming=handler.request_streaming)
+        shape = (
+            "stream" if handler.request_streaming else "unary",
+            "stream" if handler.response_streaming else "unary",
+        )
+        behaviour = _checked(getattr(handler, "_".join(shape)), given)
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
         checked: grpc.RpcMethodHandler[Any, Any] = make(
-            _checked(getattr(handler, name), handler_call_details.method, streaming=handler.request_streaming),
+            behaviour,
             request_deserializer=_deserializer(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
         return checked
+
+
+class _Given:
+    """What a method is given: a request, or a stream of them."""
+
+    def __init__(self, method: str, *, streaming: bool) -> None:
+        self._method = method
+        self._streaming = streaming
+
+    async def __call__(self, requests: AsyncIterator[Any], context: Any) -> Any:
+        checked = self._each(requests, context)
+        if self._streaming:
+            return checked
+        async for request in checked:
+            return request
+        return await self._refuse(context, "no whole request came")
+
+    async def _each(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            if request is _MALFORMED:
+                await self._refuse(context, "what came does not decode as a request")
+            yield request
+
+    async def _refuse(self, context: Any, why: str) -> NoReturn:
+        text = f"{why}: send {self._method} the message that the service's protos say, with texts in UTF-8"
+        try:
+            await abort(context, InvalidInput(text, reason=REASON), self._method)
+        except grpc.aio.InternalError:  # gRPC has ended the call already, for instance for its size
+            raise asyncio.CancelledError from None
 
 
 def _deserializer(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -59,29 +97,12 @@ def _deserializer(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]
     return attempt
 
 
-def _checked(behaviour: Any, method: str, *, streaming: bool) -> Any:
-    async def one(request: Any, context: Any) -> Any:
-        if request is _MALFORMED:
-            error = InvalidInput(
-                f"what was sent to {method} does not decode as its request: send the message that the service's protos "
-                "say, with texts in UTF-8",
-                reason=REASON,
-            )
-            await abort(context, error, method)
-        return request
+def _checked(behaviour: Any, given: _Given) -> Any:
+    async def call(requests: AsyncIterator[Any], context: Any) -> Any:
+        return await behaviour(await given(requests, context), context)
 
-    async def each(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        async for request in requests:
-            yield await one(request, context)
-
-    async def given(request: Any, context: Any) -> Any:
-        return each(request, context) if streaming else await one(request, context)
-
-    async def call(request: Any, context: Any) -> Any:
-        return await behaviour(await given(request, context), context)
-
-    async def call_streaming(request: Any, context: Any) -> AsyncIterator[Any]:
-        async for message in behaviour(await given(request, context), context):
+    async def call_streaming(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for message in behaviour(await given(requests, context), context):
             yield message
 
     return call_streaming if inspect.isasyncgenfunction(behaviour) else call

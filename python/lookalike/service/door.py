@@ -129,7 +129,9 @@ class Door:
             where = f"campaign.features.{name}"
             features[name] = value = _value(given[name])
             if isinstance(value, float) and not math.isfinite(value):
-                violations.append(SchemaError(f"feature '{where}' is {value}; leave it out if missing", field=where))
+                violations.append(
+                    SchemaError(f"feature {quoted(where)} is {value}; leave it out if missing", field=where)
+                )
             elif self._campaign_schema is not None:
                 try:
                     self._campaign_schema.encode_features({name: value}, where="campaign.features")
@@ -241,7 +243,8 @@ def _user_ids(path: str, name: str, field: str) -> pa.Array:
         raise InvalidInput(f"cannot read {quoted(name)}: it must be Parquet, whole", field=field) from error
     try:
         column = as_ids(
-            column.dictionary_decode() if pa.types.is_dictionary(column.type) else column, where=f"{quoted(name)}:user_id"
+            column.dictionary_decode() if pa.types.is_dictionary(column.type) else column,
+            where=f"{quoted(name)}:user_id",
         )
     except SchemaError as error:
         raise SchemaError(error.message, field=field) from error
