@@ -16,7 +16,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from lookalike import __version__
-from lookalike.cli import bench, data, doctor, exits, expansion, figures, insight, model, pool, remote, serving, tokens
+from lookalike.cli import (
+    backup,
+    bench,
+    data,
+    doctor,
+    exits,
+    expansion,
+    figures,
+    insight,
+    model,
+    pool,
+    remote,
+    serving,
+    tokens,
+)
 from lookalike.cli.settings import config_app
 
 HELP = """Lookalike finds, for a campaign and its seed users, the K users of a pool who are most like them.
@@ -55,6 +69,7 @@ for command, summary in (
     (model.archive, "general model -> archive for TorchServe"),
     (serving.serve, "serve expansions over gRPC"),
     (doctor.doctor, "what is wrong with an installation"),
+    (backup.backup, "save what a service keeps, while it serves"),
     (data.simulate, "write a synthetic dataset"),
     (bench.bench, "every system on one dataset: the results table"),
     (figures.figures, "the figures to that table, and looks inside the systems"),

@@ -19,6 +19,7 @@ import typer
 from lookalike import logs
 from lookalike.cli.child import READY_LINE
 from lookalike.cli.options import CheckpointFolder, ConfigFile, Overrides, PoolFolder, configuration
+from lookalike.cli.systemd import notify, watched
 
 if TYPE_CHECKING:
     from lookalike.config import Config
@@ -70,15 +71,22 @@ async def _serve(config: Config, checkpoint: Path, pool: Path, fingerprint: str)
     from lookalike.service.server import serve as serve_front
 
     stop = asyncio.Event()
+
+    def end() -> None:
+        notify("STOPPING=1")
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, end)
 
     def ready(address: str) -> None:
         typer.echo(f"{READY_LINE} {address} (checkpoint {fingerprint[:12]}, pool {pool}, Ctrl-C ends it)")
+        notify("READY=1", f"STATUS=serves on {address}")
 
     runtime = _runtime(config, checkpoint, fingerprint)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runtime.stop)
+        await stack.enter_async_context(watched())
         if not await _unless_stopped(runtime.start(), stop):
             return
         await serve_front(

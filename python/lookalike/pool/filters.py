@@ -150,7 +150,7 @@ def _compiled(expression: Expression, known: Mapping[str, _Vocabulary]) -> _Rows
     vocabulary = known.get(expression.field)
     if vocabulary is None:
         near = difflib.get_close_matches(expression.field, known, 1, 0.5) or list(known)
-        raise _refused(f"the pool has no field '{expression.field}'; it has {', '.join(near)}")
+        raise _refused(f"the pool has no field {quoted(expression.field)}; it has {', '.join(near)}")
     return vocabulary.rows(expression)
 
 
