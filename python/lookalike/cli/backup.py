@@ -30,8 +30,7 @@ def backup(
     from lookalike.service.backup import back_up
 
     saved = asyncio.run(back_up(configuration(config, overrides).service, output))
-    display.say(
-        f"{output} has {saved.audiences:,} audiences, {saved.copied:,} of them new, and {saved.jobs:,} active operations"
-    )
+    audiences = f"{saved.audiences:,} audiences, {saved.copied:,} of them new"
+    display.say(f"{output} has {audiences}, and {saved.jobs:,} active operations")
     for name in saved.missing:
         display.say(f"audiences/{name} is in the database, but its folder is gone")

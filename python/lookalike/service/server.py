@@ -119,7 +119,7 @@ async def serve(
                 page_size=service.page_size,
             )
             operations = OperationsServicer(store, dispatcher, present)
-            observed = Observed(store, dispatcher, runtime, folder.path, model_created)
+            observed = Observed(store, dispatcher, runtime, folder.path, model_created, lambda: endpoint.expiry)
             watch = ObservingInterceptor(metrics, tracing)
             async with (
                 _authentication(service, folder.path) as authentication,
