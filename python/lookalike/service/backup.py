@@ -28,7 +28,7 @@ from lookalike.files import staged_folder, sync, write_whole
 from lookalike.retrieval.receipt import RECEIPT_NAME
 from lookalike.service.database import database_url, read_only
 from lookalike.service.operations import ACTIVE
-from lookalike.service.records import AUDIENCES, OPERATIONS
+from lookalike.service.records import AUDIENCES, OPERATIONS, as_id
 
 SQLITE_NAME = "operations.db"
 DUMP_NAME = "operations.dump"  # pg_dump's custom format, for pg_restore
@@ -55,6 +55,7 @@ async def back_up(config: ServiceConfig, output: Path) -> Saved:
     Raises:
         InvalidInput: `output` and the data folder lie in each other. NotFound: there is no data folder.
         FailedPrecondition: `output` has something else, is in use, or PostgreSQL's pg_dump is not there.
+        DataCorrupted: the database has ids that are none.
         Unavailable: the database cannot be saved.
     """
     return await asyncio.to_thread(_back_up, config, output)
@@ -195,4 +196,4 @@ def _known(connection: sa.Connection) -> tuple[set[str], set[str]]:
     """Ids of active operations, and of audiences that are finished."""
     active = connection.scalars(sa.select(OPERATIONS.c.id).where(OPERATIONS.c.state.in_(ACTIVE)))
     finished = connection.scalars(sa.select(AUDIENCES.c.id).where(AUDIENCES.c.published.is_not(None)))
-    return set(active), set(finished)
+    return set(map(as_id, active)), set(map(as_id, finished))

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from lookalike.service.data_dir import DataDir
 from lookalike.service.database import Database, now, transaction
 from lookalike.service.operations import ACTIVE
-from lookalike.service.records import AUDIENCES, OPERATIONS
+from lookalike.service.records import AUDIENCES, OPERATIONS, as_id
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Expiry:
         if not self._audience_days:
             return []
         over = AUDIENCES.c.published < now(connection) - self._audience_days * DAY
-        expired = list(connection.scalars(sa.select(AUDIENCES.c.id).where(over)))
+        expired = [as_id(one) for one in connection.scalars(sa.select(AUDIENCES.c.id).where(over))]
         connection.execute(AUDIENCES.delete().where(AUDIENCES.c.id.in_(expired)))
         return expired
 

@@ -25,6 +25,7 @@ from lookalike.service.records import (
     TENANTS,
     Operation,
     State,
+    as_id,
     error_text,
     from_row,
     to_row,
@@ -178,7 +179,7 @@ class OperationStore:
         found = connection.scalar(sa.select(AUDIENCES.c.id).where(*mine, AUDIENCES.c.published.is_not(None)))
         if found is None:
             raise NotFound(f"there is no audiences/{audience_id}", field="name")
-        return str(found)
+        return as_id(found)
 
     @transaction
     def ended(self, connection: sa.Connection, operation_ids: Collection[str]) -> builtins.list[str]:
