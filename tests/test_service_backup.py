@@ -18,6 +18,7 @@ from lookalike import errors
 from lookalike.cli.app import run
 from lookalike.client import Client
 from lookalike.config import Config
+from lookalike.retrieval.receipt import AUDIENCE_NAME
 from lookalike.retrieval.verify import verify
 from lookalike.runtime.inprocess import InProcessRuntime
 from lookalike.service.backup import DUMP_NAME, Saved, back_up
@@ -92,6 +93,9 @@ def test_every_audience_is_there_and_verifies_elsewhere(
     )
     shutil.rmtree(tmp_path / "data")
     with serving(tmp_path / "elsewhere", url) as running, Client(running.address) as client:
+        for expansion in client.operations("done = false"):  # refused, for their people were named by path
+            with pytest.raises(errors.FailedPrecondition, match="was that moved"):
+                expansion.result(SECONDS)
         done = list(client.operations("state = SUCCEEDED"))
         assert done
         names = [expansion.result(SECONDS).name for expansion in done]
@@ -172,6 +176,29 @@ def test_an_audience_that_was_removed_by_hand_is_told(
     said = capsys.readouterr().err
     assert "0 audiences" in said
     assert f"audiences/{name} is in the database, but its folder is gone" in said
+
+
+def test_an_audience_that_changes_while_it_is_copied_is_copied_again(
+    sample_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(tmp_path / "data")
+    with front(config, sample_pool, ScriptedRuntime()) as running, Client(running.address) as client:
+        name = order(client).result(SECONDS).name.rpartition("/")[2]
+    members = tmp_path / "data" / "audiences" / name / AUDIENCE_NAME
+    whole = members.read_bytes()
+    members.write_bytes(whole[:-1])  # half-way
+    copytree = shutil.copytree
+
+    def copied(source: Path, target: Path, **options: Any) -> None:
+        copytree(source, target, **options)
+        members.write_bytes(whole)  # and done
+
+    monkeypatch.setattr(shutil, "copytree", copied)
+    assert save(config, tmp_path / "copy").damaged == ()
+    assert (tmp_path / "copy" / "audiences" / name / AUDIENCE_NAME).read_bytes() == whole
+    monkeypatch.undo()
+    members.write_bytes(whole[:-1])
+    assert save(config, tmp_path / "other").damaged == (name,)
 
 
 def test_where_nothing_may_be_saved(sample_pool: Path, tmp_path: Path) -> None:

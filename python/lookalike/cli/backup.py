@@ -34,3 +34,5 @@ def backup(
     display.say(f"{output} has {audiences}, and {saved.jobs:,} active operations")
     for name in saved.missing:
         display.say(f"audiences/{name} is in the database, but its folder is gone")
+    for name in saved.damaged:
+        display.say(f"audiences/{name} is damaged: its files do not fit its receipt, here as in the copy")

@@ -229,7 +229,8 @@ def _only(node: exp.Expr, *names: str) -> None:
 
 def _shown(node: exp.Expr) -> str:
     text = node.sql(dialect="duckdb", comments=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+    data = text.encode(errors="replace")
+    return text if len(data) <= 80 else data[:77].decode(errors="ignore") + "..."
 
 
 def _place(error: SqlglotError) -> str:

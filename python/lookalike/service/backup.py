@@ -23,14 +23,15 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from lookalike.config import ServiceConfig
-from lookalike.errors import FailedPrecondition, InvalidInput, NotFound, Unavailable
-from lookalike.files import staged_folder, sync, write_whole
-from lookalike.retrieval.receipt import RECEIPT_NAME
+from lookalike.errors import FailedPrecondition, InvalidInput, LookalikeError, NotFound, Unavailable
+from lookalike.files import file_digest, staged_folder, sync, write_whole
+from lookalike.retrieval.receipt import AUDIENCE_NAME, RECEIPT_NAME, Receipt
 from lookalike.service.database import database_url, read_only
 from lookalike.service.operations import ACTIVE
 from lookalike.service.records import AUDIENCES, OPERATIONS, as_id
 
 SQLITE_NAME = "operations.db"
+ATTEMPTS = 5  # to copy an audience; a change of one takes less than a copy
 DUMP_NAME = "operations.dump"  # pg_dump's custom format, for pg_restore
 
 
@@ -41,12 +42,14 @@ class Saved:
     Attributes:
         audiences: all that it has. copied: of these, the ones that it had not before. jobs: active operations.
         missing: audiences that the database knew and the folder had no more.
+        damaged: audiences that do not fit their receipt, there as in the copy.
     """
 
     audiences: int
     copied: int
     jobs: int
     missing: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
 
 
 async def back_up(config: ServiceConfig, output: Path) -> Saved:
@@ -77,7 +80,7 @@ def _back_up(config: ServiceConfig, output: Path) -> Saved:
         _copy_new(source / "jobs", output / "jobs", accepted)
         active, audiences = _save_sqlite(url, output) if url.get_backend_name() == "sqlite" else _dump(url, output)
         _copy_new(source / "jobs", output / "jobs", active)
-        copied, missing = _copy_new(source / "audiences", output / "audiences", audiences)
+        copied, missing, damaged = _copy_new(source / "audiences", output / "audiences", audiences)
         for folder, wanted in (("jobs", active), ("audiences", audiences)):
             for one in (output / folder).iterdir():
                 if one.name not in wanted:
@@ -85,7 +88,7 @@ def _back_up(config: ServiceConfig, output: Path) -> Saved:
         for path in (config.tokens or source / "tokens.json", config.audit_log or source / "audit.jsonl"):
             if path.parent.absolute() == source and path.exists():
                 _copy(path, output / path.name)
-    return Saved(len(audiences) - len(missing), copied, len(active), tuple(missing))
+    return Saved(len(audiences) - len(missing), copied, len(active), tuple(missing), tuple(damaged))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -116,20 +119,38 @@ def _own(output: Path, database_id: bytes) -> Iterator[None]:
         os.close(lock)
 
 
-def _copy_new(source: Path, target: Path, names: set[str]) -> tuple[int, list[str]]:
-    """Copy folders that the target lacks or has otherwise; how many, and which the source has no more."""
-    copied, missing = 0, []
+def _copy_new(source: Path, target: Path, names: set[str]) -> tuple[int, list[str], list[str]]:
+    """Copy folders that the target lacks or has otherwise.
+
+    How many, which the source has no more, and which are no whole audiences there either.
+    """
+    copied, missing, damaged = 0, [], []
     for name in sorted(names):
         if _same(source / name, target / name):
             continue
         try:
             with staged_folder(target / name, overwrite=True) as staged:
-                shutil.copytree(source / name, staged, dirs_exist_ok=True)
+                if not _copy_whole(source / name, staged):
+                    damaged.append(name)
             copied += 1
         except (FileNotFoundError, shutil.Error):  # it ended, or expired, meanwhile
             if not (target / name).exists():
                 missing.append(name)
-    return copied, missing
+    return copied, missing, damaged
+
+
+def _copy_whole(source: Path, target: Path) -> bool:
+    """Copy a folder; again, if its audience was changed meanwhile. Whether it fits its receipt in the end."""
+    for _ in range(ATTEMPTS):
+        for left in target.iterdir():
+            left.unlink()
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        if not (target / RECEIPT_NAME).exists():  # a job's
+            return True
+        with contextlib.suppress(LookalikeError, OSError):
+            if file_digest(target / AUDIENCE_NAME) == Receipt.read(target).audience_sha256:
+                return True
+    return False
 
 
 def _same(source: Path, target: Path) -> bool:
@@ -171,25 +192,38 @@ def _dump(url: sa.URL, output: Path) -> tuple[set[str], set[str]]:
             field="service.database_url",
         )
     staged = output / f"{DUMP_NAME}.tmp"
-    # Not in its arguments, which everybody on the machine can read.
+    engine = sa.create_engine(url, isolation_level="REPEATABLE READ")
+    try:
+        with engine.connect() as connection:
+            # What is dumped and what is copied are of one moment.
+            snapshot = str(connection.scalar(sa.select(sa.func.pg_export_snapshot())))
+            known = _known(connection)
+            _pg_dump(program, url, snapshot, staged)
+    except sa.exc.DBAPIError as error:
+        raise Unavailable(f"cannot save the database: {error.orig}", field="service.database_url") from error
+    finally:
+        engine.dispose()
+    staged.replace(output / DUMP_NAME)
+    return known
+
+
+def _pg_dump(program: str, url: sa.URL, snapshot: str, staged: Path) -> None:
+    # A password is not in its arguments, which everybody on the machine can read.
     secret = {"PGPASSWORD": str(url.password)} if url.password else {}
-    plain = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
-    command = [program, "--format=custom", "--no-owner", f"--file={staged}", f"--dbname={plain}"]
+    plain = url._replace(drivername="postgresql", password=None).render_as_string(hide_password=False)
+    command = [
+        program,
+        "--format=custom",
+        "--no-owner",
+        f"--snapshot={snapshot}",
+        f"--file={staged}",
+        f"--dbname={plain}",
+    ]
     done = subprocess.run(command, env=os.environ | secret, capture_output=True, text=True, check=False)
     if done.returncode:
         staged.unlink(missing_ok=True)
         raise Unavailable(f"pg_dump failed: {done.stderr.strip()[-500:]}", field="service.database_url")
     staged.chmod(0o600)
-    engine = sa.create_engine(url)
-    try:
-        with engine.connect() as connection:
-            known = _known(connection)
-    except sa.exc.DBAPIError as error:
-        raise Unavailable(f"the database went away: {error.orig}", field="service.database_url") from error
-    finally:
-        engine.dispose()
-    staged.replace(output / DUMP_NAME)
-    return known
 
 
 def _known(connection: sa.Connection) -> tuple[set[str], set[str]]:
