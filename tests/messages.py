@@ -134,7 +134,7 @@ def paths(kind: Descriptor) -> Sequence[Path]:
 
 
 def filled(message: Message, way: Path = ()) -> set[Path]:
-    """The paths to what is there in a message; of several alike, the first is looked into."""
+    """The paths to what is there in a message; of a long list, the first ones are looked into."""
     found: set[Path] = set()
     for field, value in message.ListFields():
         here = (*way, field)
@@ -142,7 +142,7 @@ def filled(message: Message, way: Path = ()) -> set[Path]:
         if field.message_type is None or len(here) > MAX_DEPTH:
             continue
         values = list(value.values()) if _is_map(field) else value if field.is_repeated else [value]
-        for one in list(values)[:1]:
+        for one in list(values)[:5]:
             if isinstance(one, Message):
                 found |= filled(one, here)
     return found
