@@ -82,14 +82,17 @@ class Answer:
 
 
 class Records(logging.Handler):
-    """What the server logs of defects."""
+    """What the server logs: `lines` is all of it, `seen` what is a defect's."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
+        self.lines: list[str] = []
         self.seen: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.seen.append(f"{record.name}: {record.getMessage()} {record.exc_info or ''}")
+        self.lines.append(f"{record.name}: {record.getMessage()} {record.exc_info or ''}")
+        if record.levelno >= logging.WARNING:
+            self.seen.append(self.lines[-1])
 
 
 @dataclass
@@ -224,9 +227,13 @@ def bench_front(sample_pool: Path, folder: Path, **service: object) -> Iterator[
         files[tenant].write_text(tokens.create(tenant, Scope, lifetime=timedelta(days=1))[0])
     records = Records()
     logging.getLogger().addHandler(records)
+    ours = logging.getLogger("lookalike")
+    level = ours.level
+    ours.setLevel(logging.DEBUG)
     ca = folder / "authority" / "ca.pem"
     with ExitStack() as stack:
         stack.callback(logging.getLogger().removeHandler, records)
+        stack.callback(ours.setLevel, level)
         running = stack.enter_context(front(config, sample_pool, ScriptedRuntime(), campaign_schema=SCHEMA))
         options: Any = {"timeout": SECONDS, "ca_file": ca}
         clients = [

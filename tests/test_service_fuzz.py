@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,23 @@ def test_what_is_anothers_is_not_there(method: str, bench: Bench) -> None:
         assert codes <= {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT, *OFF}
         assert codes & {grpc.StatusCode.NOT_FOUND, *OFF}
     assert bench.rival.operation(expansion.name).result(30) == bench.rival.audience(audience.name) == audience
+
+
+def test_no_log_has_a_token(bench: Bench) -> None:
+    secrets = [bench.token.rpartition("_")[2], "nobodys-token-at-all"]
+    for secret in secrets:
+        for place in ("request_id", "audience_id", "filter", "seeds_path"):
+            bench.call("/lookalike.v1.AudienceService/ExpandAudience", _encoded(expand(**{place: f"lk_1_{secret}"})))
+        name = operations_pb2.CancelOperationRequest(name=f"operations/lk_1_{secret}")
+        bench.call("/google.longrunning.Operations/CancelOperation", _encoded(name))
+    refused = replace(bench, token="lk_1_" + secrets[1])
+    assert refused.call(METHODS[0], b"").code is grpc.StatusCode.UNAUTHENTICATED
+    logged = "".join(bench.records.lines)
+    audited = (bench.running.data_dir / "audit.jsonl").read_text()
+    assert "is accepted" in logged
+    assert "refused" in audited
+    for text in (logged, audited):
+        assert [secret for secret in secrets if secret in text] == []
 
 
 def _encoded(message: Message | bytes) -> bytes:
