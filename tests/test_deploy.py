@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import configparser
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import fields
@@ -24,7 +26,9 @@ import yaml
 from serving import SECONDS, ScriptedRuntime, config_for, front
 
 from lookalike.cli.app import app
+from lookalike.cli.systemd import notify, watched
 from lookalike.config import Config, load_config
+from lookalike.runtime.torchserve_process import TorchServeProcess
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -199,11 +203,6 @@ def test_the_service_tells_systemd_what_the_unit_says(
 
 
 def test_a_hung_service_gives_no_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-    import time
-
-    from lookalike.cli.systemd import notify, watched
-
     heard = Listener(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
@@ -344,6 +343,24 @@ def test_logs_are_rotated_where_they_are() -> None:
     text = (DEPLOY / "logrotate" / "lookalike").read_text()
     rotated = {Path(place) for place in re.findall(r"^(/\S+) \{", text, re.MULTILINE)}
     data_dir = load_config(CONFIGS[0]).service.data_dir
-    assert rotated == {data_dir / "audit.jsonl", data_dir / "torchserve.log"}
-    assert "copytruncate" in text.partition("torchserve.log")[2]
-    assert "copytruncate" not in text.partition("torchserve.log")[0]
+    assert rotated == {data_dir / "audit.jsonl", data_dir / "*.log"}
+    assert "copytruncate" in text.partition("*.log {")[2]
+    assert "copytruncate" not in text.partition("*.log {")[0]
+
+
+def test_torchserves_log_begins_at_0_when_it_is_truncated(tmp_path: Path) -> None:
+    """As copytruncate does it: a writer that did not append would leave a hole of the old size."""
+    (tmp_path / "model.mar").write_bytes(b"no archive")
+    log = tmp_path / "data" / "torchserve.log"
+    process = TorchServeProcess(tmp_path / "model.mar", log)
+    try:
+        held = [
+            int((fd.parents[1] / "fdinfo" / fd.name).read_text().split("flags:")[1].split()[0], 8)
+            for pid in process.pids()
+            for fd in Path(f"/proc/{pid}/fd").iterdir()
+            if os.path.realpath(fd) == str(log)
+        ]
+        assert held
+        assert all(flags & os.O_APPEND for flags in held)
+    finally:
+        asyncio.run(process.stop())
