@@ -2,7 +2,7 @@
 #
 #   make demo [DATA=DIR] [K=2000] [FRESH=1]   the main job, end to end, on real data
 #   make test [DATA=DIR] [ARGS='-k topk']     every test, C++ and Python
-#   make check                                format, lint, types, floors, protos
+#   make check                                format, lint, types, floors, protos, what deploys it
 #   make check-sanitize                       the C++ tests under address, undefined-behaviour and thread sanitizers
 #   make fuzz [SECONDS=60]                    what reads saved bytes, by libFuzzer (CXX_CLANG=... picks the clang++)
 #   make bench-topk [ARGS='--quick']          the top-K beside a plain scan and its rivals (benchmarks/README.md)
@@ -95,6 +95,9 @@ check: $(STAMPS)/package
 	clang-format --dry-run -Werror $(CPP_FILES) $(CPP_EXAMPLES)
 	python protos/generate.py --descriptors build/protos.binpb
 	buf lint build/protos.binpb --config protos/buf.yaml
+	yamllint --strict deploy
+	check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/container/compose.yaml
+	hadolint deploy/container/Containerfile
 
 check-sanitize: $(STAMPS)/requirements
 	@csrc/tests/sanitize.sh address,undefined

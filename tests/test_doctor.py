@@ -243,6 +243,7 @@ def test_certificate(tmp_path: Path) -> None:
 def test_access(tmp_path: Path) -> None:
     is_ok(machine.access(ServiceConfig(insecure=True)), "anybody on this machine")
     fails(machine.access(ServiceConfig()), "service.tls_certificate")
+    warns(machine.access(ServiceConfig(), configured=False), "no configuration was given")
     fails(machine.access(ServiceConfig(insecure=True, listen="0.0.0.0:8500")), "loopback")
     pair = Authority(tmp_path, "ca").issue("server")
     config = ServiceConfig(data_dir=tmp_path, tls_certificate=pair.certificate, tls_key=pair.key)

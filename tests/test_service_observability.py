@@ -10,10 +10,12 @@ import socket
 import time
 import urllib.request
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import Authority
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -170,7 +172,7 @@ def test_calls_are_counted_by_how_they_ended(observed: Observed) -> None:
 def test_nothing_names_a_tenant_a_campaign_or_an_operation(observed: Observed, order: dict[str, Any]) -> None:
     names = {name for _, labels in observed.samples for name, _ in labels}
     assert names <= {
-        "stage", "code", "quota", "le", "grpc_service", "grpc_method", "grpc_code", "version", "checkpoint",
+        "stage", "code", "quota", "le", "key", "grpc_service", "grpc_method", "grpc_code", "version", "checkpoint",
     }  # fmt: skip
     assert observed.operation not in observed.text
     assert "local" not in observed.text
@@ -210,10 +212,11 @@ def test_every_metric_is_shown_or_watched(observed: Observed) -> None:
     assert unseen == []
 
 
-def test_every_alert_is_explained() -> None:
-    page = (ROOT / "docs" / "monitoring.md").read_text()
+def test_every_alert_is_explained_where_it_says() -> None:
+    headings = re.findall(r"^### (Lookalike\w+)$", (ROOT / "docs" / "operator.md").read_text(), re.MULTILINE)
+    assert headings == [rule["alert"] for rule in alert_rules()]
     for rule in alert_rules():
-        assert f"`{rule['alert']}`" in page
+        assert rule["annotations"]["runbook"] == f"docs/operator.md#{rule['alert'].lower()}"
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"]
 
@@ -378,6 +381,20 @@ def test_a_full_disk_does_not_stop_who_prints() -> None:
     with Path("/dev/full").open("wb", buffering=0) as full:
         as_json(lines, full)
     assert next(lines, None) is None  # all were read
+
+
+def test_when_certificates_end_is_shown(sample_pool: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "authority")
+    pair = authority.issue("server", lasts=timedelta(days=10))
+    tls = {"tls_certificate": pair.certificate, "tls_key": pair.key, "tls_client_ca": authority.pem}
+    config = config_for(tmp_path / "data", metrics_listen=f"127.0.0.1:{free_port()}", insecure=False, **tls)
+    with front(config, sample_pool, ScriptedRuntime()):
+        samples = samples_of(scrape(config))
+    name = "audience_certificate_expiry_timestamp_seconds"
+    in_days = {
+        key: (value(samples, name, key=f"service.{key}") - time.time()) / 86_400 for key in tls if "key" not in key
+    }
+    assert in_days == {"tls_certificate": pytest.approx(10, abs=0.1), "tls_client_ca": pytest.approx(2, abs=0.1)}
 
 
 def test_a_taken_port_for_metrics_is_said_at_start(sample_pool: Path, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from operations import TENANT, Stores, operation, stores
 
 from lookalike import errors
 from lookalike.config import QuotasConfig, TenantQuota
+from lookalike.service.data_dir import data_dir
+from lookalike.service.expiry import Expiry
 from lookalike.service.filters import parse_filter
 from lookalike.service.operations import Load
-from lookalike.service.records import Priority, State
+from lookalike.service.records import AUDIENCES, OPERATIONS, Priority, State
 
 
 @pytest.fixture
@@ -231,3 +233,39 @@ async def test_the_load_learns_from_what_has_run(both: Stores) -> None:
 )
 def test_the_wait_is_estimated(load: Load, slots: int, seconds: float) -> None:
     assert load.wait_seconds(slots) == seconds
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"state": "LOST"},
+        {"priority": 9},
+        {"stage": "NONE"},
+        {"job": "{}"},
+        {"job": "no JSON"},
+        {"id": "../../elsewhere"},
+    ],
+    ids=str,
+)
+async def test_a_damaged_row_is_told_of_and_leads_nowhere(both: Stores, damage: dict[str, object]) -> None:
+    await both.create("a")
+    await both.create("b")
+    row = OPERATIONS.update().where(OPERATIONS.c.id == "a")
+    await both.database.run(lambda connection: connection.execute(row.values(damage)))
+    with pytest.raises(errors.DataCorrupted, match=r"(row 1 of|where an id should be)"):
+        await both.store.list(TENANT, after=0, limit=10)
+    assert (await both.store.get(TENANT, "b")).id == "b"
+
+
+async def test_an_audiences_folder_is_never_out_of_the_data_folder(both: Stores, tmp_path: Path) -> None:
+    await both.create("a", audience_id="spring")
+    spoilt = AUDIENCES.update().values(id="../precious", published=1.0)
+    await both.database.run(lambda connection: connection.execute(spoilt))
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(errors.DataCorrupted, match="where an id should be"):
+        await both.store.audience(TENANT, "spring")
+    async with data_dir(tmp_path / "data", shared=True) as folder:
+        expiry = Expiry(both.database, folder, operation_days=0, audience_days=1)
+        with pytest.raises(errors.DataCorrupted):
+            await expiry.sweep(alone=True)
+    assert (tmp_path / "precious").exists()

@@ -145,6 +145,15 @@ class InternalError(LookalikeError):
     default_reason = "INTERNAL"
 
 
+def quoted(text: str, most: int = 60) -> str:
+    """A text of somebody else's as a message shows it: in quotes, at most so many bytes, what is invisible escaped."""
+    shown = repr(text[:most])
+    data = shown.encode()
+    if len(text) <= most and len(data) <= most + 2:
+        return shown
+    return data[: most - 2].decode(errors="ignore") + "..." + shown[-1]
+
+
 def error_class(reason: str) -> type[LookalikeError]:
     """The most basic class whose default reason is `reason`, for errors that crossed a process; else InternalError."""
     pending: list[type[LookalikeError]] = [LookalikeError]

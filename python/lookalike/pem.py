@@ -47,6 +47,13 @@ def read_authorities(path: Path, *, field: str) -> bytes:
     return content
 
 
+def valid_until(content: bytes) -> float:
+    """When the first of a file's certificates ends, in Unix seconds; they must be certificates."""
+    from cryptography import x509  # not needed to import this module, nor installed with the library alone
+
+    return min(one.not_valid_after_utc.timestamp() for one in x509.load_pem_x509_certificates(content))
+
+
 def read_pem(path: Path, *, field: str) -> bytes:
     """The file's bytes, whatever they are.
 

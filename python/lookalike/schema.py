@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.errors import SchemaError
+from lookalike.errors import SchemaError, quoted
 from lookalike.stretches import places
 
 MISSING_ID = 0
@@ -331,7 +331,7 @@ class FeatureSchema:
         for name in features:
             if name not in known:
                 raise SchemaError(
-                    f"unknown feature '{name}'; this checkpoint knows {', '.join(known) or 'none'}",
+                    f"unknown feature {quoted(name)}; this checkpoint knows {', '.join(known) or 'none'}",
                     field=f"{where}.{name}",
                 )
         columns = {}
@@ -354,7 +354,7 @@ def _one_row(field: Field, value: FeatureValue, *, where: str) -> pa.Array:
         try:
             return pa.array([float(value)], pa.float64())  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
-            raise SchemaError(f"feature '{where}' takes a number, not {value!r}", field=where) from error
+            raise SchemaError(f"feature '{where}' takes a number, not {quoted(str(value))}", field=where) from error
     return pa.array([_text(value)], pa.large_string())
 
 

@@ -17,6 +17,7 @@ import typer
 
 from lookalike import __version__
 from lookalike.cli import (
+    backup,
     bench,
     curation,
     data,
@@ -69,6 +70,7 @@ for command, summary in (
     (model.archive, "general model -> archive for TorchServe"),
     (serving.serve, "serve expansions over gRPC"),
     (doctor.doctor, "what is wrong with an installation"),
+    (backup.backup, "save what a service keeps, while it serves"),
     (data.simulate, "write a synthetic dataset"),
     (bench.bench, "every system on one dataset: the results table"),
     (figures.figures, "the figures to that table, and looks inside the systems"),

@@ -42,7 +42,8 @@ def doctor(
     except (NotFound, DataCorrupted):  # of the checkpoint, which is one of the findings
         settings = configuration(config, overrides)
     findings = []
-    for finding in examine(settings, checkpoint=checkpoint, pool=pool):
+    configured = config is not None or bool(overrides)
+    for finding in examine(settings, checkpoint=checkpoint, pool=pool, configured=configured):
         findings.append(finding)
         if not as_json:
             typer.echo(f"{finding.level:<5} {finding.check}: {finding.message}")

@@ -21,6 +21,7 @@ from lookalike import logs
 from lookalike.cli.child import READY_LINE
 from lookalike.cli.options import CheckpointFolder, ConfigFile, Overrides, PoolFolder, configuration
 from lookalike.cli.reloading import Reloading
+from lookalike.cli.systemd import notify, watched
 from lookalike.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ async def _serve(
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def end() -> None:
+        notify("STOPPING=1")
         (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
@@ -99,10 +101,12 @@ async def _serve(
         gc.collect()
         gc.freeze()  # what was loaded stays: looking through it for garbage would stop all calls for 30 ms now and then
         typer.echo(f"{READY_LINE} {address} (checkpoint {fingerprint[:12]}, pool {pool}, Ctrl-C ends it)")
+        notify("READY=1", f"STATUS=serves on {address}")
 
     runtime = _runtime(config, checkpoint, fingerprint)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runtime.stop)
+        await stack.enter_async_context(watched())
         if not await _unless_stopped(runtime.start(), stop):
             return
         if read_again is not None:

@@ -10,8 +10,13 @@ from lookalike.doctor import machine, parts, software
 from lookalike.doctor.finding import Finding
 
 
-def examine(config: Config, *, checkpoint: Path | None, pool: Path | None) -> Iterator[Finding]:
-    """Findings one by one, as they are made. Without checkpoint and pool, what is about them is left out."""
+def examine(
+    config: Config, *, checkpoint: Path | None, pool: Path | None, configured: bool = True
+) -> Iterator[Finding]:
+    """Findings one by one, as they are made. Without checkpoint and pool, what is about them is left out.
+
+    `configured`: whether the configuration is somebody's, and not only the defaults.
+    """
     service = config.service
     yield software.python()
     yield software.extension()
@@ -34,7 +39,7 @@ def examine(config: Config, *, checkpoint: Path | None, pool: Path | None) -> It
     yield machine.port("service.listen", service.listen, service.data_dir)
     yield machine.port("service.metrics_listen", service.metrics_listen, service.data_dir)
     yield machine.database(service)
-    yield machine.access(service)
+    yield machine.access(service, configured=configured)
     for key in ("tls_certificate", "tls_client_ca"):
         path: Path | None = getattr(service, key)
         if path is not None:

@@ -111,10 +111,19 @@ def certificate(key: str, path: Path, now: datetime | None = None) -> Finding:
     return attempt(check, f"give {key} a PEM file that this user may read", look)
 
 
-def access(config: ServiceConfig) -> Finding:
-    """Whether TLS, tokens and address go together, as the service's start checks them too."""
+def access(config: ServiceConfig, *, configured: bool = True) -> Finding:
+    """Whether TLS, tokens and address go together, as the service's start checks them too.
+
+    `configured`: false when nobody has said anything about it, in which nothing is wrong yet.
+    """
 
     def look() -> Finding:
+        if not configured:
+            return warn(
+                "access",
+                "no configuration was given, so that nothing is known of TLS and tokens",
+                "give doctor what serve is given: --config, --set",
+            )
         from lookalike.service.endpoint import Endpoint
         from lookalike.service.token_file import TokenFile, tokens_path
 

@@ -93,7 +93,7 @@ def parse(text: str) -> Expression:
     except SqlglotError as error:
         raise _refused(f"the filter cannot be read{_place(error)}; write it as: country in ('DE', 'AT')") from error
     except RecursionError as error:
-        raise _refused("the filter is nested too deeply") from error
+        raise _refused("the filter is nested too deeply: use fewer parentheses") from error
 
 
 def canonical(expression: Expression) -> str:
@@ -229,7 +229,8 @@ def _only(node: exp.Expr, *names: str) -> None:
 
 def _shown(node: exp.Expr) -> str:
     text = node.sql(dialect="duckdb", comments=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+    data = text.encode(errors="replace")
+    return text if len(data) <= 80 else data[:77].decode(errors="ignore") + "..."
 
 
 def _place(error: SqlglotError) -> str:

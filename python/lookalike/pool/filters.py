@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.errors import DataCorrupted, InvalidInput
+from lookalike.errors import DataCorrupted, InvalidInput, quoted
 from lookalike.pool.bitmap import Bitmap, empty_bitmap
 from lookalike.pool.expression import (
     And,
@@ -150,7 +150,7 @@ def _compiled(expression: Expression, known: Mapping[str, _Vocabulary]) -> _Rows
     vocabulary = known.get(expression.field)
     if vocabulary is None:
         near = difflib.get_close_matches(expression.field, known, 1, 0.5) or list(known)
-        raise _refused(f"the pool has no field '{expression.field}'; it has {', '.join(near)}")
+        raise _refused(f"the pool has no field {quoted(expression.field)}; it has {', '.join(near)}")
     return vocabulary.rows(expression)
 
 
@@ -201,7 +201,9 @@ class _Vocabulary:
                 return _Table(self.field.name, truth)
             case Contains(_, value):
                 if not multi:
-                    raise _refused(f"'{self.field.name}' has one value a user: write {self.field.name} = '{value}'")
+                    raise _refused(
+                        f"'{self.field.name}' has one value a user: write {self.field.name} = {quoted(value)}"
+                    )
                 marked = np.zeros(self.field.size, np.uint8)
                 marked[self._ids((value,))] = 1
                 return _Lists(self.field.name, marked, NEITHER)
@@ -246,7 +248,7 @@ class _Vocabulary:
         except InvalidOperation:
             number = Decimal("NaN")
         if not number.is_finite():
-            raise _refused(f"'{self.field.name}' holds integers only: compare it with a number, not '{value}'")
+            raise _refused(f"'{self.field.name}' holds integers only: compare it with a number, not {quoted(value)}")
         return number
 
     def _ids(self, values: tuple[str, ...]) -> list[int]:
@@ -255,7 +257,7 @@ class _Vocabulary:
         for value in values:
             found = self._ids_by_value.get(self._key(value))
             if found is None:
-                raise _refused(f"'{value}' is no known value of '{self.field.name}'{self._near(value)}")
+                raise _refused(f"{quoted(value)} is no known value of '{self.field.name}'{self._near(value)}")
             ids += found
         return ids
 
@@ -264,7 +266,7 @@ class _Vocabulary:
         by_lower = {known.lower(): known for known in self.field.values[:10_000]}
         close = difflib.get_close_matches(value.lower(), by_lower, 3, 0.5)
         near = [by_lower[name] for name in close] or self.field.values[:3]
-        return f"; there are {', '.join(map(repr, near))}, ..." if near else ""
+        return f"; there are {', '.join(map(quoted, near))}, ..." if near else ""
 
     def _compared(self, order: Order, value: str) -> npt.NDArray[np.bool_]:
         holds, key = _ORDERS[order], self._key(value)
@@ -279,14 +281,16 @@ class _Vocabulary:
         except ValueError:
             value = float("nan")
         if np.isnan(value):
-            raise _refused(f"'{name}' is numeric: compare it with a number, not '{leaf.value}'")
+            raise _refused(f"'{name}' is numeric: compare it with a number, not {quoted(leaf.value)}")
         place = int(np.searchsorted(edges, value))
         if place == len(edges) or edges[place] != value:
             near = ", ".join(repr(edge) for edge in edges[max(place - 1, 0) : place + 1]) or "none"
-            raise _refused(f"'{name}' is kept in bins, and {leaf.value} is no edge of one; the nearest edges: {near}")
+            raise _refused(
+                f"'{name}' is kept in bins, and {quoted(leaf.value)} is no edge of one; the nearest edges: {near}"
+            )
         if leaf.order not in {">=", "<"}:
             raise _refused(
-                f"'{name}' is kept in bins that begin at their edge: {leaf.order} {leaf.value} cannot be told; "
+                f"'{name}' is kept in bins that begin at their edge: {leaf.order} {quoted(leaf.value)} cannot be told; "
                 "write >= or <"
             )
         above = FIRST_VALUE_ID + place + 1  # id = FIRST_VALUE_ID + number of edges <= value

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from lookalike.errors import NotFound
 from lookalike.service.database import Database, now, transaction
-from lookalike.service.records import AUDIENCES, OPERATIONS, OPT_OUTS, Gone
+from lookalike.service.records import AUDIENCES, OPERATIONS, OPT_OUTS, Gone, as_id
 
 EVERYONE = ""  # the tenant of opt-outs that are everyone's
 DAY = 86_400.0
@@ -148,7 +148,7 @@ class AudienceRecords:
         rows = connection.execute(query.order_by(AUDIENCES.c.published, AUDIENCES.c.id).limit(limit)).mappings()
         return [
             AudienceRecord(
-                id=row["id"],
+                id=as_id(row["id"]),
                 tenant=row["tenant"],
                 audience_id=row["audience_id"],
                 campaign=row["campaign"],

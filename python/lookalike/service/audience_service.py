@@ -165,7 +165,7 @@ class AudienceServicer(CurationServicer):
         if request.WhichOneof("from") == "resume_token":
             start = _position(request.resume_token, audience_id, audience, field="resume_token")
         elif request.start_rank < 0:
-            raise InvalidInput(f"start_rank is {request.start_rank}; ranks begin at 1", field="start_rank")
+            raise InvalidInput(f"start_rank is {request.start_rank}; it must be 0 or more", field="start_rank")
         packed = request.encoding == audience_pb2.MEMBER_ENCODING_PACKED
         made = messages(audience, start, packed=packed, listing=listing)
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lookalike.errors import DataCorrupted, InvalidInput, NotFound
+from lookalike.errors import DataCorrupted, InvalidInput, NotFound, quoted
 from lookalike.retrieval.audience import Audience
 from lookalike.service.audience_records import AudienceRecord, AudienceRecords
 from lookalike.service.opt_out_keeper import OptOutKeeper
@@ -91,6 +91,5 @@ def named(name: str, *, field: str) -> str:
     """
     audience_id = name.removeprefix("audiences/")
     if audience_id == name or not (_DRAWN_ID.fullmatch(audience_id) or is_own_id(audience_id)):
-        shown = name if len(name) <= 100 else name[:97] + "..."
-        raise InvalidInput(f"'{shown}' is not of the form audiences/<32 hex digits, or your own id>", field=field)
+        raise InvalidInput(f"{quoted(name)} must be of the form audiences/<32 hex digits, or your own id>", field=field)
     return audience_id

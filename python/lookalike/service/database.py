@@ -172,7 +172,7 @@ def look_at(url: sa.URL) -> Seen:
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite and not Path(str(url.database)).exists():
         return Seen(shown, None, newest, known=True)
-    engine = sa.create_engine("sqlite://", creator=lambda: _read_only(url)) if sqlite else sa.create_engine(url)
+    engine = sa.create_engine("sqlite://", creator=lambda: read_only(url)) if sqlite else sa.create_engine(url)
     try:
         with engine.connect() as connection:
             if not sqlite:
@@ -187,7 +187,8 @@ def look_at(url: sa.URL) -> Seen:
     return Seen(shown, version, newest, known, ahead)
 
 
-def _read_only(url: sa.URL) -> sqlite3.Connection:
+def read_only(url: sa.URL) -> sqlite3.Connection:
+    """A connection to a SQLite database that changes nothing, whether or not a server uses it."""
     path = Path(str(url.database))
     # Without a write-ahead log nobody uses it, and SQLite would make one to read it, unless it is told not to.
     alone = "" if path.with_name(path.name + "-wal").exists() else "&immutable=1"

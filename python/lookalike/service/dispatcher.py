@@ -443,7 +443,8 @@ class Dispatcher:
     async def _forget_job(self, operation: Operation) -> None:
         """Seeds are people: they are not kept longer than needed. The receipt holds their hash."""
         await asyncio.to_thread(shutil.rmtree, self._jobs / operation.id, ignore_errors=True)
-        await asyncio.to_thread(discard, operation.job.output)
+        if operation.job.output.parent.parent == self._jobs.parent:  # a path out of a database is not to lead elsewhere
+            await asyncio.to_thread(discard, operation.job.output)
 
 
 async def _trouble(what: str, error: Exception) -> None:

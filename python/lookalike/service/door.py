@@ -6,6 +6,7 @@ Knows the pool (its id type, its users) and the campaign schema; starts nothing.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import stat
@@ -22,18 +23,28 @@ import pyarrow.parquet as pq
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lookalike.errors import EmptySeeds, FailedPrecondition, InvalidInput, LookalikeError, NotFound, SchemaError
+from lookalike.errors import (
+    EmptySeeds,
+    FailedPrecondition,
+    InvalidInput,
+    LookalikeError,
+    NotFound,
+    SchemaError,
+    quoted,
+)
 from lookalike.pool.filters import Filter
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.receipt import SeedMatch
 from lookalike.retrieval.request import Previous
-from lookalike.schema import FeatureSchema, FeatureValue, id_type
+from lookalike.schema import FeatureSchema, FeatureValue, as_ids
 from lookalike.service import caller
 from lookalike.service.audiences import is_own_id
 from lookalike.service.features import feature_value
 from lookalike.service.records import Priority
 from lookalike.service.status import InvalidRequest
 from lookalike.v1 import audience_pb2, campaign_pb2
+
+_log = logging.getLogger(__name__)
 
 MAX_K = 2**32 - 1  # rows of a pool are uint32
 MAX_NAME = 256
@@ -154,7 +165,9 @@ class Door:
             where = f"campaign.features.{name}"
             features[name] = value = feature_value(given[name])
             if isinstance(value, float) and not math.isfinite(value):
-                violations.append(SchemaError(f"feature '{where}' is {value}; leave it out if missing", field=where))
+                violations.append(
+                    SchemaError(f"feature {quoted(where)} is {value}; leave it out if missing", field=where)
+                )
             elif self._campaign_schema is not None:
                 try:
                     self._campaign_schema.encode_features({name: value}, where="campaign.features")
@@ -193,7 +206,9 @@ class Door:
         if request.WhichOneof("seeds") == "seeds_path":
             seeds = self._from_file(request.seeds_path, "seeds_path")
             if not len(seeds):
-                raise EmptySeeds(f"'{request.seeds_path}' holds no seeds", field="seeds_path")
+                raise EmptySeeds(
+                    f"{quoted(request.seeds_path)} holds no seeds: give a file with some", field="seeds_path"
+                )
             return seeds
         seeds = read_user_ids(self._pool, request.seed_ids, "seed_ids")
         if not len(seeds):
@@ -216,29 +231,40 @@ class Door:
             column = _user_ids(path, name, field)
         if column.type != self._pool.id_type:
             wanted = self._pool.id_type
-            raise InvalidInput(f"user ids in '{name}' are {column.type}; this pool's are {wanted}", field=field)
+            raise InvalidInput(
+                f"user ids in {quoted(name)} are {column.type}, but this pool's are {wanted}: give those", field=field
+            )
         return column
 
 
 @contextmanager
 def _opened(folder: Path, name: str, field: str) -> Iterator[str]:
     """A path to a file that lies in the folder, whatever becomes of the names on the way to it meanwhile."""
-    outside = InvalidInput(f"'{name}' lies outside the server's seeds folder", field=field)
+    outside = InvalidInput(
+        f"{quoted(name)} lies outside the server's seeds folder: give a path relative to it", field=field
+    )
+    missing = NotFound(
+        f"there is no file {quoted(name)} in the server's seeds folder: put it there, or send the ids themselves",
+        field=field,
+    )
     try:
         if not (folder / name).resolve().is_relative_to(folder):
             raise outside  # before it could be told whether such a file is there
         # Not to wait for the other end of a pipe.
         file = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFound(f"there is no file '{name}' in the server's seeds folder", field=field) from error
+        raise missing from error
     except (OSError, ValueError, RuntimeError) as error:  # not readable, too long, a null character, a loop of links
-        raise InvalidInput(f"cannot open {name[:100]!r}: {error}", field=field) from error
+        why = error.strerror if isinstance(error, OSError) else "no file can be called that"
+        raise InvalidInput(
+            f"cannot open {quoted(name)} ({why}): give a file that the server may read", field=field
+        ) from error
     try:
         path = f"/proc/self/fd/{file}"
         if not Path(path).resolve().is_relative_to(folder):  # a link on the way was turned since
             raise outside
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise NotFound(f"there is no file '{name}' in the server's seeds folder", field=field)
+            raise missing
         yield path
     finally:
         os.close(file)
@@ -249,16 +275,20 @@ def _user_ids(path: str, name: str, field: str) -> pa.Array:
     try:
         with pq.ParquetFile(path) as file:
             column = file.read(columns=["user_id"])["user_id"].combine_chunks()
-        kind = id_type(column.type, where=f"{name}:user_id")
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        column = column.cast(kind)
     except KeyError as error:
-        raise SchemaError(f"'{name}' has no column 'user_id'", field=field) from error
+        raise SchemaError(f"{quoted(name)} has no column 'user_id': give it one", field=field) from error
     except (pa.ArrowException, OSError) as error:
-        raise InvalidInput(f"cannot read '{name}' as Parquet: {error}", field=field) from error
+        _log.info("cannot read %s as seeds: %s", quoted(name), error)
+        raise InvalidInput(f"cannot read {quoted(name)}: it must be Parquet, whole", field=field) from error
+    try:
+        column = as_ids(
+            column.dictionary_decode() if pa.types.is_dictionary(column.type) else column,
+            where=f"{quoted(name)}:user_id",
+        )
+    except SchemaError as error:
+        raise SchemaError(error.message, field=field) from error
     if column.null_count:
-        raise InvalidInput(f"'{name}' holds {column.null_count} null user ids: leave them out", field=field)
+        raise InvalidInput(f"{quoted(name)} holds {column.null_count} null user ids: leave them out", field=field)
     return column
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import grpc
 from lookalike.addresses import check_address, is_loopback
 from lookalike.config import ServiceConfig
 from lookalike.errors import InvalidInput, LookalikeError, Unavailable
-from lookalike.pem import read_authorities, read_pair
+from lookalike.pem import read_authorities, read_pair, valid_until
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,11 @@ class Endpoint:
         self._make: MakeServer | None = None
         self._servers: list[grpc.aio.Server] = []  # the last takes the calls, those before it are draining
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def expiry(self) -> Mapping[str, float]:
+        """When the certificates in use end, in Unix seconds, by the configuration's key; never where there are none."""
+        return {"service.tls_certificate": math.inf} if self._certificates is None else self._certificates.expiry
 
     def open(self, make: MakeServer) -> str:
         """Take the address; returns it, with the port that was found where 0 was asked for.
@@ -129,6 +135,7 @@ class Certificates:
         """Raises as `read_pair` and `read_authorities`."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._seen = self._look()
+        self.expiry: Mapping[str, float] = {}
         self.credentials = self._load()
 
     def changed(self) -> bool:
@@ -158,9 +165,12 @@ class Certificates:
         certificate, key = read_pair(
             self._certificate, self._key, fields=("service.tls_certificate", "service.tls_key")
         )
+        ends = {"service.tls_certificate": valid_until(certificate)}
         if self._client_ca is None:
+            self.expiry = ends
             return grpc.ssl_server_credentials([(key, certificate)])
         authorities = read_authorities(self._client_ca, field="service.tls_client_ca")
+        self.expiry = ends | {"service.tls_client_ca": valid_until(authorities)}
         return grpc.ssl_server_credentials([(key, certificate)], authorities, require_client_auth=True)
 
 

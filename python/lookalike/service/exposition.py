@@ -10,7 +10,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -34,13 +34,19 @@ STORE_SECONDS = 3.0  # for the queue, of a scrape's usual ten
 
 @dataclass(frozen=True)
 class Observed:
-    """What is looked at when Prometheus asks. `model_created`: Unix seconds; None when that is not known."""
+    """What is looked at when Prometheus asks.
+
+    Attributes:
+        model_created: Unix seconds; None when that is not known.
+        certificates: when those in use end, by the key of the configuration.
+    """
 
     store: OperationStore
     dispatcher: Dispatcher
     runtime: Runtime
     data_dir: Path
     model_created: float | None
+    certificates: Callable[[], Mapping[str, float]]
 
 
 @asynccontextmanager
@@ -107,6 +113,12 @@ class _Looker(Collector):
                 float(shutil.disk_usage(it.data_dir).free),
             )
         yield from _families(gauges)
+        expiry = GaugeMetricFamily(
+            "audience_certificate_expiry_timestamp_seconds", "When certificates in use end.", labels=["key"]
+        )
+        for key, moment in it.certificates().items():
+            expiry.add_metric([key], moment)
+        yield expiry
         yield CounterMetricFamily(
             "audience_runtime_restarts", "Times what runs expansions was started again.", health.restarts
         )

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
-from lookalike.errors import InvalidInput
+from lookalike.errors import InvalidInput, quoted
 from lookalike.service.records import AUDIENCES, OPERATIONS, Priority, State
 
 MAX_LENGTH = 2000
@@ -106,7 +106,7 @@ class _Parser:
     def _all(self) -> sa.ColumnElement[bool]:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise InvalidInput(f"the filter nests deeper than {MAX_DEPTH} parentheses", field="filter")
+            raise InvalidInput(f"the filter nests deeper than {MAX_DEPTH} parentheses: use fewer", field="filter")
         parts = [self._any()]
         while self._at < len(self._tokens) and self._tokens[self._at] != ("sign", ")"):
             self._take("word", "AND")
@@ -203,9 +203,8 @@ def _moment(text: str) -> float | None:
 
 
 def _wrong(where: str, terms: str) -> InvalidInput:
-    shown = where if len(where) <= 60 else where[:57] + "..."
     return InvalidInput(
-        f"cannot read the filter's '{shown}'; terms are {terms} "
+        f"cannot read the filter's {quoted(where)}; terms are {terms} "
         '>= "2024-02-03T04:05:06Z", joined by AND, OR, NOT and parentheses',
         field="filter",
     )

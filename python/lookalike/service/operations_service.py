@@ -17,7 +17,7 @@ from typing import Any
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 
-from lookalike.errors import InvalidInput, LookalikeError, NotFound
+from lookalike.errors import InvalidInput, LookalikeError, NotFound, quoted
 from lookalike.service import caller, tokens
 from lookalike.service.audiences import AudienceStore
 from lookalike.service.convert import audience_message, operation_message
@@ -80,7 +80,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
     ) -> operations_pb2.ListOperationsResponse:
         """A page, in order of acceptance."""
         if request.name not in ("", "operations"):
-            raise InvalidInput(f"the collection is 'operations', not '{request.name}'", field="name")
+            raise InvalidInput(f"name must be 'operations' or empty, not {quoted(request.name)}", field="name")
         if request.page_size < 0:
             raise InvalidInput(f"page_size is {request.page_size}; it must be 0 or more", field="page_size")
         where = parse_filter(request.filter)
@@ -122,5 +122,5 @@ def _tenant() -> str:
 def _id(name: str) -> str:
     match = _ID.fullmatch(name)
     if match is None:
-        raise InvalidInput(f"'{name}' is not of the form operations/<32 hex digits>", field="name")
+        raise InvalidInput(f"{quoted(name)} must be of the form operations/<32 hex digits>", field="name")
     return match[1]

@@ -6,13 +6,14 @@ Knows jobs and SQLAlchemy's tables; runs no SQL. The tables are as the last of `
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any
 
 import sqlalchemy as sa
 
-from lookalike.errors import LookalikeError
+from lookalike.errors import DataCorrupted, InvalidInput, LookalikeError, quoted
 from lookalike.retrieval.receipt import Progress, Stage
 from lookalike.runtime.job import ExpansionJob
 from lookalike.runtime.wire import error_from_json, error_to_json, job_from_json, job_to_json
@@ -20,6 +21,9 @@ from lookalike.runtime.wire import error_from_json, error_to_json, job_from_json
 # What a priority is worth: HIGH goes before what was accepted up to so long earlier, LOW after what comes up to so long
 # later. So nothing waits for ever, however many come with a higher priority.
 PRIORITY_SECONDS = 600.0
+
+
+_ID = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 class State(StrEnum):
@@ -214,11 +218,35 @@ def to_row(operation: Operation) -> dict[str, Any]:
     }
 
 
+def as_id(value: object) -> str:
+    """An id from a row, which becomes part of paths: whoever can write to the database must not lead out by it.
+
+    Raises:
+        DataCorrupted: it is none.
+    """
+    if not isinstance(value, str) or _ID.fullmatch(value) is None:
+        raise DataCorrupted(f"the operations database holds {quoted(str(value))} where an id should be")
+    return value
+
+
 def from_row(row: Any) -> Operation:
-    """The operation a row describes; `queue_position` is another query's."""
+    """The operation a row describes; `queue_position` is another query's.
+
+    Raises:
+        DataCorrupted: it describes none.
+    """
+    try:
+        return _from_row(row)
+    except (ValueError, TypeError, InvalidInput) as error:
+        raise DataCorrupted(
+            f"row {row['number']} of the operations database describes no operation: {error}: restore it from a backup"
+        ) from error
+
+
+def _from_row(row: Any) -> Operation:
     stage = row["stage"]
     return Operation(
-        id=row["id"],
+        id=as_id(row["id"]),
         tenant=row["tenant"],
         request_id=row["request_id"],
         request_sha256=row["request_sha256"],

@@ -37,6 +37,7 @@ from lookalike.service.authentication import AuthInterceptor
 from lookalike.service.curation import Curators
 from lookalike.service.data_dir import DataDir, bind, data_dir
 from lookalike.service.database import Database, database_url
+from lookalike.service.decoding import DecodingInterceptor
 from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.door import Door
 from lookalike.service.endpoint import Endpoint
@@ -143,7 +144,7 @@ async def serve(
             )
             operations = OperationsServicer(store, dispatcher, present)
             scorer = ScoringServicer(pool=opened, audiences=audiences, runtime=scoring, metrics=metrics)
-            observed = Observed(store, dispatcher, runtime, folder.path, model_created)
+            observed = Observed(store, dispatcher, runtime, folder.path, model_created, lambda: endpoint.expiry)
             watch = ObservingInterceptor(metrics, tracing)
             async with (
                 _authentication(service, folder.path) as authentication,
@@ -153,7 +154,8 @@ async def serve(
             ):
                 services = _Services(servicer, operations, scorer)
                 ends = (stop, hurry or asyncio.Event())
-                await _run(service, endpoint, [watch, authentication], services, dispatcher, ready, *ends)
+                interceptors = [watch, DecodingInterceptor(), authentication]
+                await _run(service, endpoint, interceptors, services, dispatcher, ready, *ends)
         finally:
             await database.close()
             await asyncio.to_thread(tracing.close)
