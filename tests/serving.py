@@ -72,9 +72,9 @@ def write_audience(job: ExpansionJob, members: pa.Array, scores: np.ndarray | No
     return receipt
 
 
-def first_users(job: ExpansionJob, first: int = 0) -> Receipt:
+def first_users(job: ExpansionJob, first: int = 0, *, users: int) -> Receipt:
     """A real audience of k users of the pool, the best first, from row `first` on and around, without those who opted
-    out or are excluded; with a reserve and a churn budget as the job has them.
+    out or are excluded; with a reserve and a churn budget as the job has them. It says that the pool has `users`.
     """
     pool = Pool.open(job.pool)
     ids = pool.user_ids(np.arange(pool.num_users))
@@ -102,6 +102,7 @@ def first_users(job: ExpansionJob, first: int = 0) -> Receipt:
         "checkpoint_sha256": job.checkpoint,
         "filter": job.filter,
         "pool": job.pool,
+        "pool_users": users,
     }
     return make_audience(
         job.output,
@@ -165,7 +166,7 @@ class ScriptedRuntime:
                     raise Cancelled("stopped by its flag")
                 await asyncio.sleep(0.01)
             progress(Progress(Stage.SCORING, self.users, self.users))
-            return first_users(job, self.first)
+            return first_users(job, self.first, users=self.users)
         finally:
             self._count(-1)
 

@@ -255,6 +255,13 @@ def test_a_method_wants_its_scope(secured: Secured) -> None:
         "GetAudience": Scope.READ,
         "ListAudienceMembers": Scope.READ,
         "StreamAudienceMembers": Scope.READ,
+        "ListAudiences": Scope.READ,
+        "UpdateAudience": Scope.EXPAND,
+        "DeleteAudience": Scope.DELETE,
+        "RefreshAudience": Scope.EXPAND,
+        "CompareAudiences": Scope.READ,
+        "StreamAudienceChanges": Scope.READ,
+        "OptOutUsers": Scope.DELETE,
         "GetOperation": Scope.READ,
         "ListOperations": Scope.READ,
         "WaitOperation": Scope.READ,
@@ -287,6 +294,10 @@ def test_a_method_wants_its_scope(secured: Secured) -> None:
     assert list(reader.operations()) == []
     with pytest.raises(errors.PermissionDenied, match="scope 'expand'"):
         order(reader)
+    deleter = secured.client(secured.token(Scope.DELETE)[0])
+    with pytest.raises(errors.PermissionDenied, match="scope 'admin'"):
+        deleter.opt_out([1], all_tenants=True)
+    assert deleter.opt_out([1]).added == 1
 
 
 def _first_of(call: Any) -> Any:
@@ -671,6 +682,11 @@ def test_another_tenants_operations_and_audiences_are_not_there(secured: Secured
         lambda: theirs.audience(audience.name),
         lambda: theirs.first_members(audience.name, 1),
         lambda: list(theirs.members(audience.name)),
+        lambda: theirs.update_audience(audience.name, k=1),
+        lambda: theirs.delete_audience(audience.name),
+        lambda: theirs.refresh(audience.name),
+        lambda: theirs.compare([audience.name, audience.name]),
+        lambda: list(theirs.changes(audience.name, audience.name)),
     ):
         with pytest.raises(errors.NotFound) as caught:
             attempt()
