@@ -233,6 +233,7 @@ class Client(CurationCalls):
 
         Raises:
             NotFound: no such audience, or not finished.
+            FailedPrecondition: reason AUDIENCE_CHANGED: it was changed between two pages.
         """
         members: list[audience_pb2.AudienceMember] = []
         token = ""
@@ -255,6 +256,7 @@ class Client(CurationCalls):
         Raises:
             NotFound: no such audience, or not finished. Unavailable: the server stays away. DataCorrupted: what came
                 is no batch of members.
+            FailedPrecondition: reason AUDIENCE_CHANGED: it was changed before a broken stream could be taken up.
         """
         request = audience_pb2.StreamAudienceMembersRequest(
             audience=name, start_rank=start_rank, encoding=audience_pb2.MEMBER_ENCODING_PACKED

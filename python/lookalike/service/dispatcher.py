@@ -286,8 +286,8 @@ class Dispatcher:
             running.note(Progress(Stage.SCORING, receipt.pool_users, receipt.pool_users))
             running.note(Progress(Stage.WRITING, 1, 1))
             return
-        job = replace(job, opted_out=await self._list_opted_out(operation))
         await self._lay_out(operation)
+        job = replace(job, opted_out=await self._list_opted_out(operation))  # beside its people
         attempt = 0
         while True:
             await self._begin_attempt(operation)
