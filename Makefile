@@ -9,6 +9,7 @@
 #   make bench-ingest [ARGS='--users 2e7']    Parquet to a pool beside a plain read (benchmarks/README.md)
 #   make bench-billion [ARGS='--users 1e8']   one expansion over 10^9 users; 25 GB of disk (benchmarks/README.md)
 #   make bench-score [ARGS='--case lean']    users/s of the native engine beside PyTorch (benchmarks/README.md)
+#   make bench-realtime [ARGS='--rate 50']    waits for scores of 100 users under load (benchmarks/README.md)
 #   make bench-train [ARGS='--data DIR']      a training step beside a plain one (benchmarks/README.md)
 #   make bench-kernels                        the scan kernels; needs Google Benchmark (Debian: libbenchmark-dev)
 #   make setup                                only the set-up; then: . .venv/bin/activate
@@ -36,7 +37,7 @@ PROTO_FILES := $(shell find protos -type f)
 PYTHON_DIRS := python/lookalike handlers protos/generate.py examples loadtests benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-ingest bench-billion bench-score bench-train bench-kernels format fuzz serve loadtest clean
+.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-ingest bench-billion bench-score bench-realtime bench-train bench-kernels format fuzz serve loadtest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -130,6 +131,9 @@ bench-billion: $(STAMPS)/package
 
 bench-score: $(STAMPS)/package
 	@$(BIN)/python benchmarks/score.py $(ARGS)
+
+bench-realtime: $(STAMPS)/package
+	@$(BIN)/python benchmarks/realtime.py $(ARGS)
 
 bench-train: $(STAMPS)/package
 	@$(BIN)/python benchmarks/train.py $(ARGS)
