@@ -31,6 +31,7 @@ from lookalike.retrieval.receipt import Stage
 from lookalike.runtime.archive import build_archive
 from lookalike.runtime.inprocess import InProcessRuntime
 from lookalike.runtime.torchserve import TorchServeRuntime
+from lookalike.runtime.torchserve_logs import as_json
 from lookalike.service.metrics import METHODS
 from lookalike.training.checkpoint import fingerprint
 
@@ -353,14 +354,30 @@ def test_torchserve_logs_and_traces_as_the_front_does(
     assert value(samples, "audience_workers_ready") == value(samples, "audience_runtime_up") == 1
     assert value(samples, "audience_runtime_memory_bytes") > 50e6
     assert value(samples, "audience_stage_duration_seconds_count", stage="SCORING") == 1
-    # What Java prints past its log comes while it starts.
-    _, started, text = log.read_text().partition("Model server started.\n")
-    assert started
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any("Model server started" in line["message"] for line in lines)
     mine = [line for line in lines if line["logger"] == "lookalike.runtime.execute"]
     assert [line["operation"] for line in mine] == [expansion.name.split("/")[1]] * 2
     assert {(line["tenant"], line["request_id"]) for line in mine} == {("local", "by TorchServe")}
     assert any(line["logger"].startswith("torchserve.") for line in lines)
+
+
+def test_what_java_prints_past_its_log_becomes_json() -> None:
+    ready = '{"time": "2026-01-01T00:00:00.000Z", "level": "WARN", "logger": "torchserve.x", "message": "m"}'
+    printed = ["io.grpc.internal.SerializingExecutor run\n", "\n", f"{ready}\n", '  a "quote", 100%\n', "{not: json}"]
+    out = io.BytesIO()
+    as_json(printed, out)
+    written = out.getvalue().decode().splitlines()
+    assert ready in written
+    messages = [json.loads(line)["message"] for line in written]
+    assert messages == ["io.grpc.internal.SerializingExecutor run", "m", '  a "quote", 100%', "{not: json}"]
+
+
+def test_a_full_disk_does_not_stop_who_prints() -> None:
+    lines = iter(["one", "two"])
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        as_json(lines, full)
+    assert next(lines, None) is None  # all were read
 
 
 def test_a_taken_port_for_metrics_is_said_at_start(sample_pool: Path, tmp_path: Path) -> None:

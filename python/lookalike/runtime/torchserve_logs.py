@@ -1,8 +1,15 @@
-"""How TorchServe's frontend writes its log, and what its workers print: Log4j's configuration. Knows nothing else."""
+"""How TorchServe's frontend writes its log, and what its workers print: Log4j's configuration, and JSON of the rest.
+
+Java libraries that do not use Log4j (gRPC, by java.util.logging) and the JVM itself print text where they like.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import BinaryIO
 from xml.sax.saxutils import quoteattr
 
 from lookalike import logs
@@ -47,3 +54,20 @@ LOG_CONFIGS: Mapping[logs.Format, str] = {
         }
     ),
 }
+
+
+def as_json(lines: Iterable[str], out: BinaryIO) -> None:
+    """Copy lines that are JSON already and make JSON of the others, until they end.
+
+    `out` is unbuffered. What cannot be written, on a full disk, is dropped: else whoever prints it would wait for ever.
+    """
+    formatter = logs.JsonFormatter()
+    for line in lines:
+        text = line.rstrip("\r\n")
+        if not text:
+            continue
+        if not re.fullmatch(_READY, text):
+            about = {"name": "torchserve.output", "levelname": "WARNING", "msg": text}
+            text = formatter.format(logging.makeLogRecord(about))
+        with suppress(OSError):
+            out.write(f"{text}\n".encode())

@@ -76,7 +76,7 @@ class TorchServeProcess:
         # Short, for worker sockets live below it and a socket's path may have 107 characters.
         self._work_dir = Path(tempfile.mkdtemp(prefix="lookalike-ts-"))
         self._key_file = self._work_dir / "key_file.json"
-        self._log_config = LOG_CONFIGS[log_format]
+        self._log_format: logs.Format = log_format
         try:
             self._process = self._spawn(models)
         except BaseException:
@@ -137,9 +137,10 @@ class TorchServeProcess:
             (folder / name).mkdir()
         settings = _settings(models, self.ports)
         (folder / "config.properties").write_text("".join(f"{key}={_java(text)}\n" for key, text in settings.items()))
-        (folder / "log4j2.xml").write_text(self._log_config)
-        command = [sys.executable, "-m", "lookalike.runtime.torchserve_leash", str(folder), str(GRACE_SECONDS), "--"]
-        command += ["--start", "--foreground", "--ncs", "--model-store", str(models[MODEL_NAME].parent)]
+        (folder / "log4j2.xml").write_text(LOG_CONFIGS[self._log_format])
+        command = [sys.executable, "-m", "lookalike.runtime.torchserve_leash", str(folder), str(GRACE_SECONDS)]
+        command += [self._log_format, "--", "--start", "--foreground", "--ncs", "--model-store"]
+        command += [str(models[MODEL_NAME].parent)]
         command += ["--log-config", str(folder / "log4j2.xml")]
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
