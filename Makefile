@@ -9,6 +9,7 @@
 #   make bench-ingest [ARGS='--users 2e7']    Parquet to a pool beside a plain read (benchmarks/README.md)
 #   make bench-billion [ARGS='--users 1e8']   one expansion over 10^9 users; 25 GB of disk (benchmarks/README.md)
 #   make bench-score [ARGS='--case lean']    users/s of the native engine beside PyTorch (benchmarks/README.md)
+#   make bench-realtime [ARGS='--rate 50']    waits for scores of 100 users under load (benchmarks/README.md)
 #   make bench-train [ARGS='--data DIR']      a training step beside a plain one (benchmarks/README.md)
 #   make bench-front [ARGS='--rates 100,200'] orders a second, streams of members (benchmarks/README.md)
 #   make loadtest [ARGS='--scenario burst']   open-loop load on a service of its own, judged by limits (docs/capacity.md)
@@ -39,7 +40,7 @@ PROTO_FILES := $(shell find protos -type f)
 PYTHON_DIRS := python/lookalike handlers protos/generate.py examples loadtests chaos benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-ingest bench-billion bench-score bench-train bench-front bench-kernels format fuzz serve loadtest chaos clean
+.PHONY: help setup demo test test-cpp test-python check check-sanitize bench-topk bench-ingest bench-billion bench-score bench-realtime bench-train bench-front bench-kernels format fuzz serve loadtest chaos clean
 .DELETE_ON_ERROR:
 
 help:
@@ -136,6 +137,9 @@ bench-billion: $(STAMPS)/package
 
 bench-score: $(STAMPS)/package
 	@$(BIN)/python benchmarks/score.py $(ARGS)
+
+bench-realtime: $(STAMPS)/package
+	@$(BIN)/python benchmarks/realtime.py $(ARGS)
 
 bench-train: $(STAMPS)/package
 	@$(BIN)/python benchmarks/train.py $(ARGS)

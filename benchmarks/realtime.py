@@ -1,5 +1,6 @@
 """Open-loop load on ScoreUsers: how long a caller waits for the scores of 100 users when 100 callers a second ask.
 
+    make bench-realtime [ARGS='--host torchserve --rate 50 --json results.json']
     python benchmarks/realtime.py [--host process|torchserve] [--rate 100] [--users 100] [--seconds 60] [--json FILE|-]
     python benchmarks/realtime.py --server HOST:PORT --audience audiences/ID --pool POOL
 

@@ -141,7 +141,7 @@ def test_a_machine_s_refusal_names_the_file() -> None:
         (["client", "list", "--server", "127.0.0.1:1", "--timeout", "0.1"], 7, "connect"),
         (["client", "list", "--server", "example.com:8500"], 2, "token_file"),
         (["client", "list", "--token-file", "nowhere"], 3, "nowhere"),
-        (["token", "create", "--tenant", "shop", "--scope", "all"], 2, "expand, read, delete"),
+        (["token", "create", "--tenant", "shop", "--scope", "all"], 2, "expand, read, score, delete"),
         (["token", "create", "--tenant", "a/b", "--scope", "read"], 2, "a/b"),
         (["token", "create", "--tenant", "shop", "--scope", "read", "--expires", "90"], 2, "90d"),
         (["token", "revoke", "0123456789ab"], 3, "token list"),
