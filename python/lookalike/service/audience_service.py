@@ -176,7 +176,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
             order = self._door.check(request)
         except LookalikeError as wrong:
             return sha256, wrong, None
-        return sha256, order, None if request.validate_only else People.of(order.seeds, order.exclusions)
+        return sha256, order, None if request.validate_only else _people(order)
 
     async def _accept(self, tenant: str, sha256: str, order: Order, people: People) -> Operation:
         operation_id = uuid.uuid4().hex
@@ -238,6 +238,13 @@ def _some(
     made: Iterator[audience_pb2.StreamAudienceMembersResponse],
 ) -> list[audience_pb2.StreamAudienceMembersResponse]:
     return list(islice(made, AHEAD))
+
+
+def _people(order: Order) -> People:
+    ids = {SEEDS_NAME: order.seeds}
+    if len(order.exclusions):
+        ids[EXCLUSIONS_NAME] = order.exclusions
+    return People.of(ids)
 
 
 async def _remove(folder: Path, people: People) -> None:
