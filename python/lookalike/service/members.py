@@ -42,10 +42,17 @@ def messages(
             if packed:
                 message.packed.CopyFrom(_packed(piece["user_id"], piece["score"]))
             else:
-                message.user_ids.CopyFrom(_user_ids(piece["user_id"]))
+                message.user_ids.CopyFrom(user_ids_message(piece["user_id"]))
                 message.scores.extend(piece["score"].to_pylist())
             yield message
             start += piece.num_rows
+
+
+def user_ids_message(ids: pa.Array) -> audience_pb2.UserIds:
+    """A column of ids."""
+    if pa.types.is_int64(ids.type):
+        return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=ids.to_pylist()))
+    return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=ids.to_pylist()))
 
 
 def batch_of(message: audience_pb2.StreamAudienceMembersResponse) -> pa.RecordBatch:
@@ -77,12 +84,6 @@ def _split(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield from _split(batch.slice(half))
     elif batch.num_rows:
         yield batch
-
-
-def _user_ids(ids: pa.Array) -> audience_pb2.UserIds:
-    if pa.types.is_int64(ids.type):
-        return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=ids.to_pylist()))
-    return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=ids.to_pylist()))
 
 
 def _packed(ids: pa.Array, scores: pa.Array) -> audience_pb2.PackedMembers:
