@@ -21,7 +21,7 @@ from typing import Any
 from google.longrunning import operations_pb2
 
 from lookalike import logs
-from lookalike.errors import InvalidInput, LookalikeError, Unavailable
+from lookalike.errors import InvalidInput, LookalikeError, QuotaExceeded, Unavailable
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.runtime.job import ExpansionJob
@@ -45,6 +45,9 @@ from lookalike.v1 import audience_pb2, audience_pb2_grpc
 _log = logging.getLogger(__name__)
 
 MAX_PAGE = 10_000
+# Submissions under way: a second's worth of what one process takes. With a thousand calls waiting gRPC itself begins to
+# drop some, as CANCELLED and without a word on when to come again.
+MAX_SUBMITTING = 256
 SHORT_BYTES = 8192
 READERS = 2  # audiences that are decoded at once: each takes a core
 AHEAD = 4  # messages: two row groups of integer ids are decoded while those before are sent
@@ -80,6 +83,7 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         self._page_size = page_size
         # Apart from the threads that check orders, which must not wait for large audiences.
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="members")
+        self._submitting = 0
         self.accepting = True
 
     async def ExpandAudience(
@@ -88,6 +92,20 @@ class AudienceServicer(audience_pb2_grpc.AudienceServiceServicer):
         """Check, store the seeds, accept."""
         if not self.accepting:
             raise Unavailable("the server is shutting down; try again soon", reason="SHUTTING_DOWN")
+        if self._submitting >= MAX_SUBMITTING:
+            raise QuotaExceeded(
+                f"{self._submitting} submissions are under way, the most this server takes at once; try again soon",
+                quota="service.submitting",
+                subject="service",
+                retry_seconds=1.0,
+            )
+        self._submitting += 1
+        try:
+            return await self._expand(request)
+        finally:
+            self._submitting -= 1
+
+    async def _expand(self, request: audience_pb2.ExpandAudienceRequest) -> operations_pb2.Operation:
         tenant = caller.current().tenant
         logs.bind(request_id=request.request_id)
         if _is_short(request):
