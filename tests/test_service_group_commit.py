@@ -65,9 +65,9 @@ async def test_each_of_many_at_once_is_stored_once_and_a_wrong_one_alone_is_refu
             waiting = []
             for n, name in enumerate(names):
                 wanted = operation(name, request_id="taken" if n % 8 == 3 else f"r{n}", sha=str(n))
-                waiting.append(asyncio.ensure_future(both.store.create(wanted, People(name.encode(), None))))
+                waiting.append(asyncio.ensure_future(both.store.create(wanted, People({"seeds": name.encode()}))))
                 # The same once more: a client that has lost patience.
-                waiting.append(asyncio.ensure_future(both.store.create(wanted, People(name.encode(), None))))
+                waiting.append(asyncio.ensure_future(both.store.create(wanted, People({"seeds": name.encode()}))))
             await asyncio.sleep(0)
         ends = await asyncio.gather(*waiting, return_exceptions=True)
         accepted = []
@@ -83,7 +83,7 @@ async def test_each_of_many_at_once_is_stored_once_and_a_wrong_one_alone_is_refu
         stored = await both.store.list(TENANT, after=0, limit=1000)
         assert sorted(one.id for one in stored) == sorted([*accepted, "taken"])
         assert len({one.number for one in stored}) == len(stored)
-        assert {(one.id, one.seeds) for one in await rows(both, PEOPLE)} == {(n, n.encode()) for n in accepted}
+        assert {(one.id, one.content) for one in await rows(both, PEOPLE)} == {(n, n.encode()) for n in accepted}
         assert len(await rows(both, AUDIENCES)) == len(stored)
         (tenant,) = await rows(both, TENANTS)
         assert tenant.accepted == len(stored)
@@ -111,7 +111,7 @@ async def test_together_is_as_one_after_the_other(works: list[str], tmp_path_fac
     def work(number: int, kind: str) -> Callable[[sa.Connection], int]:
         def run(connection: sa.Connection) -> int:
             if "insert" in kind:
-                connection.execute(PEOPLE.insert().values({"id": str(number), "seeds": b""}))
+                connection.execute(PEOPLE.insert().values({"id": str(number), "file": "seeds", "content": b""}))
             if kind == "sql":
                 connection.execute(sa.text("SELECT 1 FROM nowhere"))
             if "raise" in kind:
@@ -169,7 +169,7 @@ async def test_what_is_given_up_before_its_turn_is_not_done(database_url: str, t
     async with stores(database_url, tmp_path) as both:
         async with held(both):
             given_up = both.database.run(
-                lambda connection: connection.execute(PEOPLE.insert().values(id="x", seeds=b""))
+                lambda connection: connection.execute(PEOPLE.insert().values(id="x", file="seeds", content=b""))
             )
             given_up.cancel()
             await asyncio.sleep(0)

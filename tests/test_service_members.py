@@ -31,7 +31,7 @@ def audiences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Audience]:
     found = {}
     for kind, ids in IDS.items():
         folder = tmp_path_factory.mktemp(kind)
-        People.of(ids.slice(0, 3), ids.slice(0, 0)).write(folder / "people")
+        People.of({"seeds.parquet": ids.slice(0, 3)}).write(folder / "people")
         job = ExpansionJob(
             job_id=kind,
             campaign="c",

@@ -34,20 +34,21 @@ def parquet_ids(content: bytes) -> list[object]:
 @pytest.mark.parametrize("ids", [pa.array([3, -1, 2**63 - 1]), pa.array(["a", "é☕", ""], pa.large_string())])
 def test_people_are_the_same_as_files(ids: pa.Array, tmp_path: Path) -> None:
     empty = pa.array([], ids.type)
-    both, seeds = People.of(ids, ids.slice(1)), People.of(ids, empty)
-    assert parquet_ids(both.seeds) == ids.to_pylist()
+    wanted = {"seeds.parquet": ids, "exclusions.parquet": ids.slice(1), "none.parquet": empty}
+    both = People.of(wanted)
+    assert parquet_ids(both.files["seeds.parquet"]) == ids.to_pylist()
     both.write(tmp_path / "both")
-    seeds.write(tmp_path / "seeds")
-    for name, wanted in (("seeds.parquet", ids), ("exclusions.parquet", ids.slice(1))):
-        assert pq.read_table(tmp_path / "both" / name)["user_id"].combine_chunks() == wanted
-    assert [one.name for one in (tmp_path / "seeds").iterdir()] == ["seeds.parquet"]
-    with pytest.raises(errors.AlreadyExists):
-        both.write(tmp_path / "both")
+    (tmp_path / "both" / "none.parquet").unlink()  # as if it had been killed in between, and then began again
+    (tmp_path / "both" / "flag").touch()
+    both.write(tmp_path / "both")
+    for name, column in wanted.items():
+        assert pq.read_table(tmp_path / "both" / name)["user_id"].combine_chunks() == column
+    assert {one.name for one in (tmp_path / "both").iterdir()} == {*wanted, "flag"}
 
 
 def test_how_many_are_few() -> None:
-    assert People.of(pa.array(range(30_000)), pa.array([], pa.int64())).few
-    assert not People(b"s" * people.MOST_BYTES, b"e").few
+    assert People.of({"seeds.parquet": pa.array(range(30_000))}).few
+    assert not People({"seeds.parquet": b"s" * people.MOST_BYTES, "exclusions.parquet": b"e"}).few
 
 
 @pytest.mark.parametrize("few", [True, False])
@@ -113,10 +114,10 @@ def test_one_cancelled_before_it_has_a_folder_is_cancelled(
 async def test_records_of_people_go_with_the_end(database_url: str, tmp_path: Path) -> None:
     async with stores(database_url, tmp_path) as both:
         for name in ("done", "cancelled", "waiting"):
-            await both.store.create(operation(name), People(name.encode() * 1000, b"x"))
+            await both.store.create(operation(name), People({"seeds": name.encode() * 1000, "exclusions": b"x"}))
         assert await both.claim() == "done"
         (claimed,) = [one for one in await both.store.list(TENANT, after=0, limit=9) if one.id == "done"]
-        assert await both.leases.people(claimed) == People(b"done" * 1000, b"x")
+        assert await both.leases.people(claimed) == People({"seeds": b"done" * 1000, "exclusions": b"x"})
         await both.leases.finish(claimed, State.SUCCEEDED)
         await both.store.request_cancel(TENANT, "cancelled")
         found = {name: await both.leases.people(operation(name)) for name in ("done", "cancelled", "waiting")}

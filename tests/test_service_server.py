@@ -8,7 +8,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -26,6 +28,8 @@ from lookalike import errors
 from lookalike.client import Client, Expansion
 from lookalike.dataset.layout import Dataset
 from lookalike.pool.snapshot import Pool
+from lookalike.service import audience_service
+from lookalike.service.door import Door
 from lookalike.service.leases import Leases
 from lookalike.service.operations import OperationStore
 from lookalike.service.server import AUDIENCE_SERVICE, OPERATIONS_SERVICE
@@ -217,6 +221,34 @@ def test_a_full_queue_says_when_to_come_again(sample_pool: Path, tmp_path: Path)
         assert retry.retry_delay.seconds > 0
         assert len(list((running.data_dir / "jobs").iterdir())) == 1
         runtime.release()
+
+
+def test_more_submissions_at_once_than_a_server_takes_are_told_to_come_again(
+    running: Front, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go, find = threading.Event(), threading.Event(), Door.check
+
+    def slow(door: Door, request: Any) -> Any:
+        reached.set()
+        assert go.wait(SECONDS)
+        return find(door, request)
+
+    monkeypatch.setattr(audience_service, "MAX_SUBMITTING", 1)
+    monkeypatch.setattr(audience_service, "SHORT_BYTES", 0)  # on a thread, so that the next one is heard
+    monkeypatch.setattr(Door, "check", slow)
+    with ThreadPoolExecutor(1) as aside:
+        first = aside.submit(order, client)
+        assert reached.wait(SECONDS)
+        with pytest.raises(errors.QuotaExceeded) as caught:
+            order(client)
+        go.set()
+        first.result().result(SECONDS)
+    assert (caught.value.quota, caught.value.subject, caught.value.retry_seconds) == (
+        "service.submitting",
+        "service",
+        1,
+    )
+    order(client).result(SECONDS)
 
 
 def test_a_queued_operation_is_cancelled_at_once(client: Client, runtime: ScriptedRuntime) -> None:

@@ -21,6 +21,11 @@ DISK_FULL = "DISK_FULL"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether it says that a disk, or a quota of it, is used up."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 @contextmanager
 def staged_folder(output: Path, *, overwrite: bool = False, within: Path | None = None) -> Iterator[Path]:
     """A new folder beside `output` to write into; it takes `output`'s name when the block ends well.
@@ -46,9 +51,9 @@ def staged_folder(output: Path, *, overwrite: bool = False, within: Path | None 
         _publish(staged, output, aside=output.parent / f"{output.name}.old-{token}", overwrite=overwrite)
     except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and is_full(error):
             raise ResourceExhausted(
-                f"the disk of {output} is full ({os.strerror(error.errno)}): free some space, or write elsewhere",
+                f"the disk of {output} is full ({os.strerror(error.errno or 0)}): free some space, or write elsewhere",
                 field="output",
                 reason=DISK_FULL,
             ) from error
@@ -82,7 +87,7 @@ def _publish(staged: Path, output: Path, *, aside: Path, overwrite: bool) -> Non
     except OSError as error:
         if replaced:
             aside.rename(output)
-        if error.errno in _FULL:
+        if is_full(error):
             raise
         raise AlreadyExists(f"{output} appeared while its successor was written", field="output") from error
     sync(output.parent)

@@ -22,7 +22,15 @@ from typing import Any
 from google.longrunning import operations_pb2
 
 from lookalike import logs
-from lookalike.errors import FailedPrecondition, InvalidInput, LookalikeError, ResourceExhausted, Unavailable
+from lookalike.errors import (
+    FailedPrecondition,
+    InvalidInput,
+    LookalikeError,
+    QuotaExceeded,
+    ResourceExhausted,
+    Unavailable,
+)
+from lookalike.files import DISK_FULL, is_full
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.runtime.job import ExpansionJob
@@ -47,6 +55,9 @@ from lookalike.v1 import audience_pb2
 _log = logging.getLogger(__name__)
 
 MAX_PAGE = 10_000
+# Submissions under way: a second's worth of what one process takes. With a thousand calls waiting gRPC itself begins to
+# drop some, as CANCELLED and without a word on when to come again.
+MAX_SUBMITTING = 256
 SHORT_BYTES = 8192
 READERS = 2  # audiences that are decoded at once: each takes a core
 AHEAD = 4  # messages: two row groups of integer ids are decoded while those before are sent
@@ -84,6 +95,7 @@ class AudienceServicer(CurationServicer):
         self._page_size = page_size
         # Apart from the threads that check orders, which must not wait for large audiences.
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="members")
+        self._submitting = 0
         self.accepting = True
 
     async def ExpandAudience(
@@ -92,6 +104,20 @@ class AudienceServicer(CurationServicer):
         """Check, store the seeds, accept."""
         if not self.accepting:
             raise Unavailable("the server is shutting down; try again soon", reason="SHUTTING_DOWN")
+        if self._submitting >= MAX_SUBMITTING:
+            raise QuotaExceeded(
+                f"{self._submitting} submissions are under way, the most this server takes at once; try again soon",
+                quota="service.submitting",
+                subject="service",
+                retry_seconds=1.0,
+            )
+        self._submitting += 1
+        try:
+            return await self._expand(request)
+        finally:
+            self._submitting -= 1
+
+    async def _expand(self, request: audience_pb2.ExpandAudienceRequest) -> operations_pb2.Operation:
         tenant = caller.current().tenant
         logs.bind(request_id=request.request_id)
         if _is_short(request):
@@ -210,8 +236,11 @@ class AudienceServicer(CurationServicer):
         if not people.few:
             try:
                 await asyncio.to_thread(people.write, folder)
-            except ResourceExhausted as error:
-                raise ResourceExhausted("the server's disk is full; try again later", reason=error.reason) from error
+            except OSError as error:
+                await _remove(folder, people)
+                if is_full(error):
+                    raise ResourceExhausted("the server's disk is full; try again later", reason=DISK_FULL) from error
+                raise
         job = ExpansionJob(
             job_id=operation_id,
             campaign=order.campaign,
@@ -298,10 +327,6 @@ def _refreshing(folder: Path, order: Order) -> dict[str, Any]:
     }
 
 
-def _people(order: Order) -> People:
-    return People.of(order.seeds, order.exclusions, order.previous.user_ids if order.previous is not None else None)
-
-
 def _is_short(request: audience_pb2.ExpandAudienceRequest) -> bool:
     """Whether it is read sooner than a thread would begin to: about a thousand seeds, no file and no filter."""
     return request.ByteSize() <= SHORT_BYTES and not (request.seeds_path or request.exclude_path or request.filter)
@@ -311,6 +336,15 @@ def _some(
     made: Iterator[audience_pb2.StreamAudienceMembersResponse],
 ) -> list[audience_pb2.StreamAudienceMembersResponse]:
     return list(islice(made, AHEAD))
+
+
+def _people(order: Order) -> People:
+    ids = {SEEDS_NAME: order.seeds}
+    if len(order.exclusions):
+        ids[EXCLUSIONS_NAME] = order.exclusions
+    if order.previous is not None:
+        ids[PREVIOUS_NAME] = order.previous.user_ids
+    return People.of(ids)
 
 
 async def _remove(folder: Path, people: People) -> None:

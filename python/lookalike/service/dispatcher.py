@@ -325,9 +325,8 @@ class Dispatcher:
         folder = self._jobs / operation.id
         try:
             people = await self._leases.people(operation)
-            if people is not None and not folder.exists():
-                with suppress(AlreadyExists):  # by a front that has lost it, or is about to
-                    await asyncio.to_thread(people.write, folder)
+            if people is not None:
+                await asyncio.to_thread(people.write, folder)
             # It may have been asked for before there was a folder for the flag.
             if await self._leases.cancel_requested(operation):
                 await asyncio.to_thread((folder / "cancel").touch)

@@ -67,9 +67,9 @@ class Leases:
     @transaction
     def people(self, connection: sa.Connection, operation: Operation) -> People | None:
         """Its seeds and exclusions; None: they are files."""
-        wanted = sa.select(PEOPLE.c.seeds, PEOPLE.c.exclusions).where(PEOPLE.c.id == operation.id)
-        row = connection.execute(wanted).one_or_none()
-        return People(row.seeds, row.exclusions) if row is not None else None
+        wanted = sa.select(PEOPLE.c.file, PEOPLE.c.content).where(PEOPLE.c.id == operation.id)
+        files = {row.file: row.content for row in connection.execute(wanted)}
+        return People(files) if files else None
 
     @transaction
     def cancel_requested(self, connection: sa.Connection, operation: Operation) -> bool:

@@ -48,6 +48,13 @@ def messages(
             start += piece.num_rows
 
 
+def user_ids_message(ids: pa.Array) -> audience_pb2.UserIds:
+    """A column of ids."""
+    if pa.types.is_int64(ids.type):
+        return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=ids.to_pylist()))
+    return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=ids.to_pylist()))
+
+
 def batch_of(message: audience_pb2.StreamAudienceMembersResponse) -> pa.RecordBatch:
     """The members of a message, however it has them: rank int64, user_id int64 or large_string, score float32.
 
@@ -77,13 +84,6 @@ def _split(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield from _split(batch.slice(half))
     elif batch.num_rows:
         yield batch
-
-
-def user_ids_message(ids: pa.Array) -> audience_pb2.UserIds:
-    """Ids, int64 or large_string, as repeated values."""
-    if pa.types.is_int64(ids.type):
-        return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=ids.to_pylist()))
-    return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=ids.to_pylist()))
 
 
 def _packed(ids: pa.Array, scores: pa.Array) -> audience_pb2.PackedMembers:

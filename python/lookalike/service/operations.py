@@ -141,8 +141,8 @@ class OperationStore:
         key = connection.execute(_INSERTS[OPERATIONS], to_row(operation)).inserted_primary_key
         connection.execute(_INSERTS[AUDIENCES], audience_row(operation))
         if people is not None:
-            row = {"id": operation.id, "seeds": people.seeds, "exclusions": people.exclusions}
-            connection.execute(_INSERTS[PEOPLE], row)
+            files = [{"id": operation.id, "file": name, "content": one} for name, one in people.files.items()]
+            connection.execute(_INSERTS[PEOPLE], files)
         connection.execute(_COUNT_ACCEPTED, {"of": operation.tenant, "today": _today(), "count": accepted + 1})
         behind = connection.scalar(_BEHIND, {"tenant": operation.tenant, "due": operation.due})
         assert key is not None

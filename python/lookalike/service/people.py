@@ -8,13 +8,14 @@ Knows Parquet and files; knows no database.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lookalike.files import staged_folder
+from lookalike.files import sync, write_whole
 
 SEEDS_NAME = "seeds.parquet"
 EXCLUSIONS_NAME = "exclusions.parquet"
@@ -25,41 +26,27 @@ MOST_BYTES = 256 * 1024
 
 @dataclass(frozen=True)
 class People:
-    """Parquet files with a column `user_id`, as bytes; `exclusions`: None: nobody.
+    """Parquet files with a column `user_id`, as bytes, by name."""
 
-    `previous`: members of the audience that is refreshed, if one is.
-    """
-
-    seeds: bytes
-    exclusions: bytes | None
-    previous: bytes | None = None
+    files: Mapping[str, bytes]
 
     @staticmethod
-    def of(seeds: pa.Array, exclusions: pa.Array, previous: pa.Array | None = None) -> People:
-        """Those of an order."""
-        return People(
-            _parquet(seeds),
-            _parquet(exclusions) if len(exclusions) else None,
-            _parquet(previous) if previous is not None else None,
-        )
+    def of(ids: Mapping[str, pa.Array]) -> People:
+        """User ids by the names of their files."""
+        return People({name: _parquet(column) for name, column in ids.items()})
 
     @property
     def few(self) -> bool:
-        """Whether a record may hold them; it has no place for former members."""
-        return self.previous is None and len(self.seeds) + len(self.exclusions or b"") <= MOST_BYTES
+        """Whether a record may hold them."""
+        return sum(map(len, self.files.values())) <= MOST_BYTES
 
     def write(self, folder: Path) -> None:
-        """As files of a new folder, and on the disk when this returns.
-
-        Raises:
-            AlreadyExists: `folder` exists.
-        """
-        with staged_folder(folder) as staged:
-            (staged / SEEDS_NAME).write_bytes(self.seeds)
-            if self.exclusions is not None:
-                (staged / EXCLUSIONS_NAME).write_bytes(self.exclusions)
-            if self.previous is not None:
-                (staged / PREVIOUS_NAME).write_bytes(self.previous)
+        """Into a folder, made if need be, and on the disk when this returns; files that are there already stay."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            if not (folder / name).exists():
+                write_whole(folder / name, content)
+        sync(folder.parent)
 
 
 def _parquet(ids: pa.Array) -> bytes:

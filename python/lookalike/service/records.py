@@ -176,8 +176,8 @@ PEOPLE = sa.Table(  # of operations that are not done, where they are few enough
     "people",
     METADATA,
     sa.Column("id", sa.String(64), primary_key=True),  # of the operation
-    sa.Column("seeds", sa.LargeBinary, nullable=False),
-    sa.Column("exclusions", sa.LargeBinary),
+    sa.Column("file", sa.String(64), primary_key=True),
+    sa.Column("content", sa.LargeBinary, nullable=False),
 )
 INSTALLATION = sa.Table(  # one row
     "installation",

@@ -12,6 +12,6 @@ def upgrade() -> None:
     op.create_table(
         "people",
         sa.Column("id", sa.String(64), primary_key=True),
-        sa.Column("seeds", sa.LargeBinary, nullable=False),
-        sa.Column("exclusions", sa.LargeBinary),
+        sa.Column("file", sa.String(64), primary_key=True),
+        sa.Column("content", sa.LargeBinary, nullable=False),
     )
