@@ -201,6 +201,22 @@ def test_an_audience_that_changes_while_it_is_copied_is_copied_again(
     assert save(config, tmp_path / "other").damaged == (name,)
 
 
+def test_a_disk_that_is_full_is_no_audience_that_is_gone(
+    sample_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(tmp_path / "data")
+    with front(config, sample_pool, ScriptedRuntime()) as running, Client(running.address) as client:
+        order(client).result(SECONDS)
+
+    def full(source: Path, target: Path, **options: Any) -> None:
+        raise shutil.Error([(str(source), str(target), "[Errno 28] No space left on device")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(errors.Unavailable, match="No space left"):
+        save(config, tmp_path / "copy")
+    assert list((tmp_path / "copy" / "audiences").iterdir()) == []
+
+
 def test_where_nothing_may_be_saved(sample_pool: Path, tmp_path: Path) -> None:
     config = config_for(tmp_path / "data")
     with pytest.raises(errors.NotFound, match="ever served"):

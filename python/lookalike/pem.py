@@ -5,6 +5,7 @@ Ground floor; knows only `errors`.
 
 from __future__ import annotations
 
+import math
 import ssl
 from pathlib import Path
 
@@ -48,10 +49,13 @@ def read_authorities(path: Path, *, field: str) -> bytes:
 
 
 def valid_until(content: bytes) -> float:
-    """When the first of a file's certificates ends, in Unix seconds; they must be certificates."""
+    """When the first of a file's certificates ends, in Unix seconds; NaN where that cannot be read."""
     from cryptography import x509  # not needed to import this module, nor installed with the library alone
 
-    return min(one.not_valid_after_utc.timestamp() for one in x509.load_pem_x509_certificates(content))
+    try:
+        return min(one.not_valid_after_utc.timestamp() for one in x509.load_pem_x509_certificates(content))
+    except ValueError:  # stricter than the library that serves with it, which is no reason not to serve
+        return math.nan
 
 
 def read_pem(path: Path, *, field: str) -> bytes:

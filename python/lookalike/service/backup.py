@@ -133,7 +133,7 @@ def _copy_new(source: Path, target: Path, names: set[str]) -> tuple[int, list[st
                 if not _copy_whole(source / name, staged):
                     damaged.append(name)
             copied += 1
-        except (FileNotFoundError, shutil.Error):  # it ended, or expired, meanwhile
+        except FileNotFoundError:  # it ended, or expired, meanwhile
             if not (target / name).exists():
                 missing.append(name)
     return copied, missing, damaged
@@ -141,15 +141,25 @@ def _copy_new(source: Path, target: Path, names: set[str]) -> tuple[int, list[st
 
 def _copy_whole(source: Path, target: Path) -> bool:
     """Copy a folder; again, if its audience was changed meanwhile. Whether it fits its receipt in the end."""
+    failure: Exception | None = None
     for _ in range(ATTEMPTS):
         for left in target.iterdir():
             left.unlink()
-        shutil.copytree(source, target, dirs_exist_ok=True)
+        try:
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        except (FileNotFoundError, shutil.Error) as error:  # the latter of whatever kind: a full disk, too
+            if not source.exists():
+                raise FileNotFoundError(source) from error
+            failure = error
+            continue
+        failure = None
         if not (target / RECEIPT_NAME).exists():  # a job's
             return True
         with contextlib.suppress(LookalikeError, OSError):
             if file_digest(target / AUDIENCE_NAME) == Receipt.read(target).audience_sha256:
                 return True
+    if failure is not None:
+        raise Unavailable(f"cannot copy {source}: {failure}", field="output") from failure
     return False
 
 
@@ -167,11 +177,11 @@ def _same(source: Path, target: Path) -> bool:
 def _save_sqlite(url: sa.URL, output: Path) -> tuple[set[str], set[str]]:
     staged = output / f"{SQLITE_NAME}.tmp"
     staged.unlink(missing_ok=True)
+    staged.touch(0o600, exist_ok=False)
     try:
         with contextlib.closing(read_only(url)) as source, contextlib.closing(sqlite3.connect(staged)) as copy:
             source.backup(copy)
             copy.execute("PRAGMA journal_mode=DELETE")  # one file, whole by itself
-        staged.chmod(0o600)
         engine = sa.create_engine(url.set(database=str(staged)))
         try:
             with engine.connect() as connection:

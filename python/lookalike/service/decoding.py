@@ -66,18 +66,21 @@ class _Given:
         self._streaming = streaming
 
     async def __call__(self, requests: AsyncIterator[Any], context: Any) -> Any:
-        checked = self._each(requests, context)
         if self._streaming:
-            return checked
-        async for request in checked:
-            return request
-        return await self._refuse(context, "no whole request came")
+            return self._each(requests, context)
+        request = await context.read()
+        if request is grpc.aio.EOF:
+            await self._refuse(context, "no whole request came")
+        return await self._decoded(request, context)
 
     async def _each(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         async for request in requests:
-            if request is _MALFORMED:
-                await self._refuse(context, "what came does not decode as a request")
-            yield request
+            yield await self._decoded(request, context)
+
+    async def _decoded(self, request: Any, context: Any) -> Any:
+        if request is _MALFORMED:
+            await self._refuse(context, "what came does not decode as a request")
+        return request
 
     async def _refuse(self, context: Any, why: str) -> NoReturn:
         text = f"{why}: send {self._method} the message that the service's protos say, with texts in UTF-8"

@@ -283,7 +283,7 @@ def _user_ids(path: str, name: str, field: str) -> pa.Array:
     try:
         column = as_ids(
             column.dictionary_decode() if pa.types.is_dictionary(column.type) else column,
-            where=f"{quoted(name)}:user_id",
+            where=f"{name}:user_id",
         )
     except SchemaError as error:
         raise SchemaError(error.message, field=field) from error

@@ -49,7 +49,7 @@ class ObservingInterceptor(grpc.aio.ServerInterceptor):
             return handler  # type: ignore[no-any-return]
         parent = _parent(handler_call_details) if self._tracing.on else ""
         stream = handler.response_streaming
-        if handler.request_streaming:  # a refusal, which reads nothing
+        if handler.request_streaming:  # as `decoding` makes all of them, and refusals, which read nothing
             behaviour = handler.stream_stream if stream else handler.stream_unary
             make: Any = grpc.stream_stream_rpc_method_handler if stream else grpc.stream_unary_rpc_method_handler
         else:

@@ -238,8 +238,10 @@ def from_row(row: Any) -> Operation:
     try:
         return _from_row(row)
     except (ValueError, TypeError, InvalidInput) as error:
+        # An InvalidInput's message has what it found, which may be people.
+        why = error.field if isinstance(error, InvalidInput) else error
         raise DataCorrupted(
-            f"row {row['number']} of the operations database describes no operation: {error}: restore it from a backup"
+            f"row {row['number']} of the operations database describes no operation ({why}): restore it from a backup"
         ) from error
 
 
