@@ -17,9 +17,9 @@ from lookalike.retrieval.receipt import AUDIENCE_NAME, MODEL_NAME
 from lookalike.service.database import Database, database_url
 from lookalike.service.records import OPERATIONS
 
-# Of a front's data folder; what else is there is left over, but for SQLite's files beside the database.
-KNOWN = frozenset({"jobs", "audiences", "lock", "database-id", "operations.db", "audit.jsonl", "torchserve.log"})
-ACTIVE = frozenset({"QUEUED", "RUNNING"})
+# Of a front's data folder; what else is there is left over, but for logs, and SQLite's files beside the database.
+KNOWN = frozenset({"jobs", "audiences", "lock", "database-id", "operations.db"})
+LOGS = frozenset({".log", ".jsonl"})
 
 
 def operations(url: str, data_dir: Path) -> list[Stored]:
@@ -69,7 +69,7 @@ def inspect(url: str, disk: Path, temporary: Path, processes: list[str]) -> Foun
 
 def _left(data_dir: Path) -> Iterator[str]:
     for path in sorted(data_dir.iterdir()):
-        if path.name.removesuffix("-wal").removesuffix("-shm") not in KNOWN:
+        if path.name.removesuffix("-wal").removesuffix("-shm") not in KNOWN and path.suffix not in LOGS:
             yield path.name
     for folder in sorted((data_dir / "jobs").iterdir()):
         yield f"jobs/{folder.name}"
