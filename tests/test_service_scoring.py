@@ -190,6 +190,18 @@ def test_the_command(scoring: Scoring, tmp_path: Path, capsys: pytest.CaptureFix
     assert run([*command, "--users", str(tmp_path / "empty.txt")]) == 2
 
 
+def test_who_has_opted_out_is_not_scored(scoring: Scoring) -> None:
+    members = pa.concat_tables(pa.Table.from_batches([one]) for one in scoring.client.members("audiences/summer"))
+    users = members["user_id"].combine_chunks()[:6]
+    before = scoring.client.score("audiences/summer", users, with_ranks=True).users
+    assert before["score"].null_count == 0
+    scoring.client.opt_out(users[2:4])
+    after = scoring.client.score("audiences/summer", users, with_ranks=True).users
+    assert after["score"].is_null().to_pylist() == [False, False, True, True, False, False]
+    assert after["score"].drop_null() == before["score"].take([0, 1, 4, 5])
+    assert after["member"].to_pylist() == [True, True, False, False, True, True]
+
+
 def test_a_service_without_it_says_how_to_have_it(sample_pool: Path, tmp_path: Path) -> None:
     with (
         front(config_for(tmp_path), sample_pool, ScriptedRuntime()) as running,

@@ -15,8 +15,8 @@ class Scores:
     """Users scored by an audience's model.
 
     Attributes:
-        users: in the order asked for: user_id; score float32, null for who is not in the pool; and if asked for: rank
-            int64, 1 + the members who score higher, null likewise, and member bool.
+        users: in the order asked for: user_id; score float32, null for who is not in the pool or has opted out; and if
+            asked for: rank int64, 1 + the members who score higher, null likewise, and member bool.
         cutoff_score: of the last member.
         model_sha256: of the model that scored; pool_sha256: of the pool whose features were scored.
     """

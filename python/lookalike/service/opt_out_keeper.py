@@ -11,7 +11,9 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -30,10 +32,20 @@ _log = logging.getLogger(__name__)
 EVERY_SECONDS = 30.0  # what another server was told, or failed at, is looked for
 LOOK_SECONDS = 0.2
 
-KNOWN_TENANTS = 16  # whose lists are kept in memory: 8 MB for a million users
+KNOWN_TENANTS = 16  # whose lists are kept in memory: 8 MB for a million users, and 100 MB where they are scored
+AGAIN_SECONDS = 1.0  # what another server was told is noticed by those who are scored, at most
 
 PENDING = "OPT_OUT_PENDING"
 LIST_NAME = "opted-out.parquet"
+
+
+@dataclass(frozen=True)
+class _Members:
+    """Who had opted out by a number, and until when that need not be asked again."""
+
+    number: int
+    users: frozenset[int | str]
+    until: float
 
 
 class OptOutKeeper:
@@ -51,9 +63,11 @@ class OptOutKeeper:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._wake = asyncio.Event()
         self._known: OrderedDict[str, tuple[int, pa.Array]] = OrderedDict()
+        self._members: OrderedDict[str, _Members] = OrderedDict()
 
     def wake(self) -> None:
         """Look at once what is to be done."""
+        self._members.clear()
         self._wake.set()
 
     async def run(self) -> None:
@@ -111,6 +125,26 @@ class OptOutKeeper:
         if await asyncio.to_thread(_write_once, path, users):
             await self._records.note_opted_out(operation.id, number)
         return path
+
+    async def of(self, tenant: str) -> AbstractSet[int | str]:
+        """Everyone who has opted out; what another server was told, AGAIN_SECONDS ago at the latest.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        known = self._members.get(tenant)
+        if known is not None and time.monotonic() < known.until:
+            return known.users
+        until = time.monotonic() + AGAIN_SECONDS
+        number = await self._opt_outs.last(tenant)
+        if known is None or known.number != number:
+            users = await self._through(tenant, number)
+            known = _Members(number, frozenset(users.to_pylist()), until)
+        self._members[tenant] = replace(known, until=until)
+        self._members.move_to_end(tenant)
+        while len(self._members) > KNOWN_TENANTS:
+            self._members.popitem(last=False)
+        return known.users
 
     async def _through(self, tenant: str, number: int) -> pa.Array:
         """Everyone who opted out by a number up to this one; what is known already is not read again."""

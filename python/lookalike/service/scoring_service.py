@@ -11,10 +11,11 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from lookalike.errors import Cancelled, FailedPrecondition, InternalError, InvalidInput, LookalikeError, NotFound
@@ -24,6 +25,7 @@ from lookalike.runtime.score_job import ScoreJob, ScoreRuntime, Scores
 from lookalike.service import caller
 from lookalike.service.audiences import AudienceStore
 from lookalike.service.metrics import Metrics
+from lookalike.service.opt_out_keeper import OptOutKeeper
 from lookalike.v1 import audience_pb2, scoring_pb2, scoring_pb2_grpc
 
 MAX_USERS = 10_000
@@ -44,10 +46,19 @@ class _Known:
 class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
     """See scoring.proto."""
 
-    def __init__(self, *, pool: Pool, audiences: AudienceStore, runtime: ScoreRuntime | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        audiences: AudienceStore,
+        opt_outs: OptOutKeeper,
+        runtime: ScoreRuntime | None,
+        metrics: Metrics,
+    ) -> None:
         """`runtime`: started; None: this service scores nobody."""
         self._pool = pool
         self._audiences = audiences
+        self._opt_outs = opt_outs
         self._runtime = runtime
         self._metrics = metrics
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
@@ -75,8 +86,10 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             raise FailedPrecondition(
                 "this service scores nobody in real time: start it with realtime.host=process", reason="REALTIME_OFF"
             )
+        tenant = caller.current().tenant
         user_ids = _user_ids(request.users, self._pool.id_type)
-        known = await self._audience(caller.current().tenant, request.audience)
+        known = await self._audience(tenant, request.audience)
+        opted_out = await self._opt_outs.of(tenant)
         job = ScoreJob(
             audience=known.folder,
             model_sha256=known.model_sha256,
@@ -85,6 +98,8 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             with_ranks=request.with_ranks,
         )
         scores = await self._runtime.score(job)
+        if opted_out:
+            scores = _without([one in opted_out for one in user_ids.to_pylist()], scores)
         response = scoring_pb2.ScoreUsersResponse(
             scores=scores.scores.tolist(),
             found=scores.found.tolist(),
@@ -115,6 +130,18 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         while len(self._known) > KNOWN_AUDIENCES:
             self._known.popitem(last=False)
         return known
+
+
+def _without(out: list[bool], scores: Scores) -> Scores:
+    """As if these users were not in the pool."""
+    here = ~np.array(out)
+    return replace(
+        scores,
+        scores=np.where(here, scores.scores, np.float32(0)),
+        found=scores.found & here,
+        ranks=np.where(here, scores.ranks, 0) if scores.ranks is not None else None,
+        members=scores.members & here if scores.members is not None else None,
+    )
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

@@ -143,7 +143,9 @@ async def serve(
                 curators=Curators(audiences, records, opt_outs, keeper, folder, opened, service.privacy_floor),
             )
             operations = OperationsServicer(store, dispatcher, present)
-            scorer = ScoringServicer(pool=opened, audiences=audiences, runtime=scoring, metrics=metrics)
+            scorer = ScoringServicer(
+                pool=opened, audiences=audiences, opt_outs=keeper, runtime=scoring, metrics=metrics
+            )
             observed = Observed(store, dispatcher, runtime, folder.path, model_created, lambda: endpoint.expiry)
             watch = ObservingInterceptor(metrics, tracing)
             async with (
