@@ -134,7 +134,7 @@ class TorchServeProcess:
         command = [sys.executable, "-m", "lookalike.runtime.torchserve_leash", str(folder), str(GRACE_SECONDS)]
         command += [self._log_format, "--", "--start", "--foreground", "--ncs", "--model-store", str(archive.parent)]
         command += ["--log-config", str(folder / "log4j2.xml")]
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the data folder: people will lie in it
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
                 command,
