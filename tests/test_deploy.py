@@ -362,5 +362,6 @@ def test_torchserves_log_begins_at_0_when_it_is_truncated(tmp_path: Path) -> Non
         ]
         assert held
         assert all(flags & os.O_APPEND for flags in held)
+        assert log.parent.stat().st_mode & 0o077 == 0  # made before the service makes it
     finally:
         asyncio.run(process.stop())

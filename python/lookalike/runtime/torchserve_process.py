@@ -154,7 +154,7 @@ class TorchServeProcess:
         command += [self._log_format, "--", "--start", "--foreground", "--ncs"]
         command += ["--model-store", str(models[MODEL_NAME].parent)]
         command += ["--log-config", str(folder / "log4j2.xml")]
-        self.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # it may be the data folder
+        self.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the data folder: people will lie in it
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
                 command,
