@@ -244,7 +244,7 @@ def test_more_submissions_at_once_than_a_server_takes_are_told_to_come_again(
         go.set()
         first.result().result(SECONDS)
     assert (caught.value.quota, caught.value.subject, caught.value.retry_seconds) == (
-        "service.submitting",
+        "submitting",
         "service",
         1,
     )

@@ -14,7 +14,7 @@ class LogFile:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the data folder: people will lie in it
         number = 1
         while True:
             self.path = path if number == 1 else path.with_stem(f"{path.stem}-{number}")

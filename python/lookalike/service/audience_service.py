@@ -107,7 +107,7 @@ class AudienceServicer(CurationServicer):
         if self._submitting >= MAX_SUBMITTING:
             raise QuotaExceeded(
                 f"{self._submitting} submissions are under way, the most this server takes at once; try again soon",
-                quota="service.submitting",
+                quota="submitting",
                 subject="service",
                 retry_seconds=1.0,
             )
