@@ -325,7 +325,7 @@ def test_a_size_is_changed_within_the_reserve(client: Client, service: Service) 
     with pytest.raises(errors.FailedPrecondition) as caught:
         client.update_audience(audience.name, k=14)
     assert caught.value.reason == "RESERVE_EXHAUSTED"
-    for wrong, field in (({"k": 0}, "k_requested"), ({}, None), ({"ttl": timedelta(0)}, "ttl")):
+    for wrong, field in (({"k": 0}, "audience.k_requested"), ({}, "update_mask"), ({"ttl": timedelta(0)}, "ttl")):
         with pytest.raises(errors.InvalidInput) as refused:
             client.update_audience(audience.name, **wrong)
         assert refused.value.field == field

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def right(method: str, words: Words) -> Message:
                 setattr(request, one.name, operation if "Operation" in kind.name else audience)
         elif one.message_type is audience_pb2.UserIds.DESCRIPTOR and one.containing_oneof is None:
             getattr(request, one.name).integers.values.extend([1, 2, 3])
+    if kind.name == "UpdateAudienceRequest":
+        request.ttl.FromTimedelta(timedelta(days=1))
     result: Message = request
     return result
 

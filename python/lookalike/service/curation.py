@@ -99,7 +99,9 @@ class CurationServicer(audience_pb2_grpc.AudienceServiceServicer):
             _require_delete(record, expires)
         if "k_requested" in fields:
             if wanted.k_requested < 1:
-                raise InvalidInput(f"k_requested is {wanted.k_requested}; it must be 1 or more", field="k_requested")
+                raise InvalidInput(
+                    f"k_requested is {wanted.k_requested}; it must be 1 or more", field="audience.k_requested"
+                )
             folder = self._curators.audiences.folder / record.id
             await asyncio.shield(asyncio.to_thread(resize, folder, wanted.k_requested))
         if "expire_time" in fields:
@@ -233,14 +235,18 @@ def _fields(request: audience_pb2.UpdateAudienceRequest) -> set[str]:
             raise InvalidInput("give either ttl or audience.expire_time", field="ttl")
         fields.add("expire_time")
     if not fields:
-        raise InvalidInput("nothing is to be changed: give audience.k_requested, audience.expire_time or ttl")
+        raise InvalidInput(
+            "nothing is to be changed: give audience.k_requested, audience.expire_time or ttl", field="update_mask"
+        )
     return fields
 
 
 def _new_expiry(request: audience_pb2.UpdateAudienceRequest) -> float | None:
     if request.HasField("ttl"):
         return time.time() + read_ttl(request.ttl)
-    return read_expiry(request.audience.expire_time) if request.audience.HasField("expire_time") else None
+    if not request.audience.HasField("expire_time"):
+        return None
+    return read_expiry(request.audience.expire_time, "audience.expire_time")
 
 
 def _require_delete(record: AudienceRecord, expires: float | None) -> None:

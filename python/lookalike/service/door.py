@@ -319,7 +319,7 @@ def read_user_ids(pool: Pool, ids: audience_pb2.UserIds, field: str) -> pa.Array
     values = list(getattr(ids, kind).values) if kind else []
     wanted = "integers" if pa.types.is_int64(pool.id_type) else "strings"
     if values and kind != wanted:
-        raise InvalidInput(f"{field} are {kind}, but this pool's user ids are {wanted}", field=field)
+        raise InvalidInput(f"{field} are {kind}, but this pool's user ids are {wanted}: send those", field=field)
     return pa.array(values, pool.id_type)
 
 
@@ -335,15 +335,15 @@ def read_ttl(ttl: Duration) -> float:
     return seconds
 
 
-def read_expiry(moment: Timestamp) -> float:
-    """Unix seconds of a time at which something is to expire.
+def read_expiry(moment: Timestamp, field: str = "expire_time") -> float:
+    """Unix seconds of a time at which something is to expire, given as `field`.
 
     Raises:
         InvalidInput: it has passed, or is beyond what a calendar has.
     """
     seconds = moment.seconds + moment.nanos / 1e9
     if not time.time() < seconds <= MAX_SECONDS:
-        raise InvalidInput("expire_time must be in the future, and before the year 10000", field="expire_time")
+        raise InvalidInput("expire_time must be in the future, and before the year 10000", field=field)
     return seconds
 
 
