@@ -263,7 +263,7 @@ async def test_an_audiences_folder_is_never_out_of_the_data_folder(both: Stores,
     await both.database.run(lambda connection: connection.execute(spoilt))
     (tmp_path / "precious").mkdir()
     with pytest.raises(errors.DataCorrupted, match="where an id should be"):
-        await both.store.audience(TENANT, "spring")
+        await both.audience("spring")
     async with data_dir(tmp_path / "data", shared=True) as folder:
         expiry = Expiry(both.database, folder, operation_days=0, audience_days=1)
         with pytest.raises(errors.DataCorrupted):

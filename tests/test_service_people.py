@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,33 @@ async def test_records_of_people_go_with_the_end(database_url: str, tmp_path: Pa
     if not database_url:
         assert b"donedone" not in (tmp_path / "operations.db").read_bytes()
         assert b"waitingwaiting" in (tmp_path / "operations.db").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x.pth", "a/b", "..", ""])
+async def test_a_file_of_the_record_is_never_outside_of_its_folder(
+    name: str, database_url: str, tmp_path: Path
+) -> None:
+    async with stores(database_url, tmp_path) as both:
+        await both.store.create(operation("a"), People({name: b"x"}))
+        with pytest.raises(errors.DataCorrupted, match="where a name of a file should be"):
+            await both.leases.people(operation("a"))
+
+
+def test_an_operation_whose_folder_is_gone_says_so(
+    sample_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(people, "MOST_BYTES", 0)
+    runtime = ScriptedRuntime()
+    runtime.hold()
+    with front(config_for(tmp_path), sample_pool, runtime) as running, Client(running.address) as client:
+        client.opt_out([3])
+        client.expand(campaign="a", seeds=[1], k=5)
+        runtime.wait_for(lambda r: r.running == 1)
+        waiting = client.expand(campaign="b", seeds=[1], k=5)
+        shutil.rmtree(running.data_dir / "jobs" / waiting.name.rpartition("/")[2])
+        runtime.release()
+        with pytest.raises(errors.NotFound, match="its seeds are gone"):
+            waiting.result(SECONDS)
 
 
 @contextmanager

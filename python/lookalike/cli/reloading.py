@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lookalike.errors import LookalikeError
+from lookalike.errors import FailedPrecondition, LookalikeError
 
 if TYPE_CHECKING:
     from lookalike.config import Config
@@ -32,7 +32,10 @@ class Reloading:
         runtime: InProcessRuntime | TorchServeRuntime,
         checkpoint: Path,
         read_again: Callable[[], Config],
+        fingerprint: str,
     ) -> None:
+        """`fingerprint`: of the checkpoint that is served, whatever is in its folder by now."""
+        self._fingerprint = fingerprint
         self._config = config
         self._runtime = runtime
         self._checkpoint = checkpoint
@@ -64,6 +67,7 @@ class Reloading:
     async def _reload(self) -> None:
         from lookalike.runtime.archive import build_archive
         from lookalike.runtime.torchserve import TorchServeRuntime
+        from lookalike.training.checkpoint import fingerprint as checkpoint_fingerprint
 
         read = await asyncio.to_thread(self._read_again)
         instances, workers = read.torchserve.instances, read.torchserve.workers
@@ -76,6 +80,12 @@ class Reloading:
         elif not isinstance(self._runtime, TorchServeRuntime):
             _log.warning("there is no TorchServe to scale: service.runtime is %s", self._config.service.runtime)
         else:
+            if await asyncio.to_thread(checkpoint_fingerprint, self._checkpoint) != self._fingerprint:
+                raise FailedPrecondition(
+                    f"{self._checkpoint} holds another checkpoint than the one that is served: restart the service",
+                    field="checkpoint",
+                    reason="CHECKPOINT_MISMATCH",
+                )
             await asyncio.to_thread(build_archive, self._checkpoint, served.archive, fresh)
             await self._runtime.scale(served)
             self._config = fresh

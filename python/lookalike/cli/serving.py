@@ -110,7 +110,7 @@ async def _serve(
         if not await _unless_stopped(runtime.start(), stop):
             return
         if read_again is not None:
-            reloading = Reloading(config, runtime, checkpoint, read_again)
+            reloading = Reloading(config, runtime, checkpoint, read_again, fingerprint)
             loop.add_signal_handler(signal.SIGHUP, reloading.request)
             stack.push_async_callback(reloading.close)
         await serve_front(

@@ -98,6 +98,15 @@ def resize(folder: Path, k: int) -> Receipt:
         return change.publish("size")
 
 
+def finish(folder: Path) -> None:
+    """End what a killed revision began; of a copy of an audience, too, that was made in the middle of one.
+
+    Raises:
+        NotFound, DataCorrupted: no receipt there.
+    """
+    _finish(folder, Receipt.read(folder))
+
+
 def discard(folder: Path) -> None:
     """Remove an audience, whatever is left of it; who has it open may read on. Nothing happens if there is none."""
     with suppress(NotFound, FileNotFoundError), _held(folder):

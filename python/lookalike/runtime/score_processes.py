@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import zlib
 from asyncio.subprocess import PIPE, Process
 from collections import deque
@@ -104,6 +105,7 @@ class _Worker:
         self._process: Process | None = None
         self._asked: deque[asyncio.Future[memoryview]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._said = 0.0  # when it last answered
         self.ready = False
 
     @property
@@ -134,13 +136,18 @@ class _Worker:
         self._asked.append(answer)
         # All or nothing, in one call: a request that was cut would be the end of the worker.
         process.stdin.write(LENGTH.pack(len(request)) + request)
+        asked = time.monotonic()
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                said = await answer
-        except TimeoutError as error:
-            _log.error("a worker that scores said nothing for %.0f s; killing it", ANSWER_SECONDS)
-            _kill(process)
-            raise Unavailable("what scores does not answer", reason="WORKER_SILENT") from error
+            while not answer.done():  # those before it may take long, too
+                left = max(asked, self._said) + ANSWER_SECONDS - time.monotonic()
+                if left <= 0:
+                    _log.error("a worker that scores said nothing for %.0f s; killing it", ANSWER_SECONDS)
+                    _kill(process)
+                    raise Unavailable("what scores does not answer", reason="WORKER_SILENT")
+                await asyncio.wait([answer], timeout=left)
+        finally:
+            answer.cancel()  # nobody waits for it
+        said = answer.result()
         if said[:1] == FAILED:
             text = str(said[1:], "utf-8")
             raise error_from_text(text) or InternalError(f"what scores said: {text[:200]}")
@@ -185,6 +192,7 @@ class _Worker:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 said = await self._read()
+                self._said = time.monotonic()
                 answer = self._asked.popleft()
                 if not answer.done():  # whoever asked may have gone
                     answer.set_result(memoryview(said))

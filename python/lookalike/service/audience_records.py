@@ -114,7 +114,7 @@ class AudienceRecords:
         mine = (AUDIENCES.c.tenant == tenant, AUDIENCES.c.audience_id == audience_id)
         begun = connection.scalar(sa.select(AUDIENCES.c.id).where(*mine, AUDIENCES.c.deleted.is_not(None)))
         if begun is not None:
-            return str(begun)
+            return as_id(begun)
         found = self._one(connection, tenant, audience_id)
         self._mark(connection, [found.id], Gone.DELETED)
         return found.id
@@ -126,7 +126,9 @@ class AudienceRecords:
             AUDIENCES.c.published.is_not(None), AUDIENCES.c.deleted.is_(None), sa.not_(self._lasts(connection))
         )
         self._mark(connection, builtins.list(connection.scalars(gone)), Gone.EXPIRED)
-        return builtins.list(connection.scalars(sa.select(AUDIENCES.c.id).where(AUDIENCES.c.deleted.is_not(None))))
+        return [
+            as_id(one) for one in connection.scalars(sa.select(AUDIENCES.c.id).where(AUDIENCES.c.deleted.is_not(None)))
+        ]
 
     @transaction
     def forget(self, connection: sa.Connection, operation_ids: Collection[str]) -> None:

@@ -26,6 +26,7 @@ from lookalike.config import ServiceConfig
 from lookalike.errors import FailedPrecondition, InvalidInput, LookalikeError, NotFound, Unavailable
 from lookalike.files import file_digest, staged_folder, sync, write_whole
 from lookalike.retrieval.receipt import AUDIENCE_NAME, RECEIPT_NAME, Receipt
+from lookalike.retrieval.revise import finish
 from lookalike.service.database import database_url, read_only
 from lookalike.service.operations import ACTIVE
 from lookalike.service.records import AUDIENCES, OPERATIONS, as_id
@@ -145,6 +146,7 @@ def _copy_whole(source: Path, target: Path) -> bool:
     for _ in range(ATTEMPTS):
         for left in target.iterdir():
             left.unlink()
+        before = _version(source)
         try:
             shutil.copytree(source, target, dirs_exist_ok=True)
         except (FileNotFoundError, shutil.Error) as error:  # the latter of whatever kind: a full disk, too
@@ -155,7 +157,10 @@ def _copy_whole(source: Path, target: Path) -> bool:
         failure = None
         if not (target / RECEIPT_NAME).exists():  # a job's
             return True
+        if _version(source) != before:  # seeds or reserve may be of before the change, with people who opted out
+            continue
         with contextlib.suppress(LookalikeError, OSError):
+            finish(target)  # what was copied between the change and its end
             if file_digest(target / AUDIENCE_NAME) == Receipt.read(target).audience_sha256:
                 return True
     if failure is not None:
@@ -169,9 +174,21 @@ def _same(source: Path, target: Path) -> bool:
         return False
     try:
         theirs, ours = (source / RECEIPT_NAME).stat(), (target / RECEIPT_NAME).stat()
-    except FileNotFoundError:  # a job's, or it is gone
-        return True
+    except FileNotFoundError:  # a job's, or it is gone; many people of a new one may have been half written
+        return not source.exists() or _names(source) <= _names(target)
     return (theirs.st_size, theirs.st_mtime_ns) == (ours.st_size, ours.st_mtime_ns)
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = (folder / RECEIPT_NAME).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _names(folder: Path) -> set[str]:
+    return {one.name for one in folder.iterdir()}
 
 
 def _save_sqlite(url: sa.URL, output: Path) -> tuple[set[str], set[str]]:

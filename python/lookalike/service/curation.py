@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -46,6 +47,7 @@ MAX_COMPARED = 10
 MAX_OPT_OUTS = 100_000
 # Of a streamed message: 200 KB with integers as ids; with strings of 400 bytes still what a client takes by default.
 USERS_A_MESSAGE = 10_000
+COMPARERS = 2  # calls that compare whole audiences at once: each takes a core, and 8 bytes a member
 SETTLE_SECONDS = 60.0  # of a call without a deadline
 
 _Change = audience_pb2.StreamAudienceChangesResponse
@@ -70,6 +72,8 @@ class CurationServicer(audience_pb2_grpc.AudienceServiceServicer):
 
     def __init__(self, curators: Curators) -> None:
         self._curators = curators
+        # Apart from the threads of all other calls and of the queue, which must not wait for minutes.
+        self._comparers = ThreadPoolExecutor(COMPARERS, thread_name_prefix="compare")
 
     async def ListAudiences(
         self, request: audience_pb2.ListAudiencesRequest, context: Any
@@ -127,7 +131,8 @@ class CurationServicer(audience_pb2_grpc.AudienceServiceServicer):
         if not 2 <= len(names) <= MAX_COMPARED:
             raise InvalidInput(f"give 2 to {MAX_COMPARED} audiences, not {len(names)}", field="audiences")
         opened = [await self._open(name, "audiences") for name in names]
-        counts = await asyncio.to_thread(overlaps, opened, self._curators.folder.path)
+        loop = asyncio.get_running_loop()
+        counts = await loop.run_in_executor(self._comparers, overlaps, opened, self._curators.folder.path)
         response = audience_pb2.CompareAudiencesResponse(sizes=[one.num_members for one in opened])
         for (first, second), common in zip(combinations(range(len(names)), 2), counts, strict=True):
             sizes = opened[first].num_members, opened[second].num_members
@@ -145,8 +150,9 @@ class CurationServicer(audience_pb2_grpc.AudienceServiceServicer):
         """Files are read on a thread; flags of all members are in memory, a byte each."""
         before = await self._open(request.before, "before")
         after = await self._open(request.after, "after")
-        left = await asyncio.to_thread(missing, before, after)
-        joined = await asyncio.to_thread(missing, after, before)
+        loop = asyncio.get_running_loop()
+        left = await loop.run_in_executor(self._comparers, missing, before, after)
+        joined = await loop.run_in_executor(self._comparers, missing, after, before)
         counts = _Change(left=int(left.sum()), joined=int(joined.sum()))
         counts.kept = before.num_members - counts.left
         if withheld(self._curators.privacy_floor, counts.left, counts.joined, counts.kept):

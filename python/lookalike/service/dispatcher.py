@@ -19,7 +19,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from lookalike import logs
-from lookalike.errors import AlreadyExists, Cancelled, LookalikeError, Unavailable
+from lookalike.errors import AlreadyExists, Cancelled, DataCorrupted, LookalikeError, NotFound, Unavailable
 from lookalike.files import DISK_FULL
 from lookalike.retrieval.receipt import Progress, Receipt, Stage
 from lookalike.retrieval.work import discard
@@ -330,6 +330,10 @@ class Dispatcher:
             # It may have been asked for before there was a folder for the flag.
             if await self._leases.cancel_requested(operation):
                 await asyncio.to_thread((folder / "cancel").touch)
+            if not await asyncio.to_thread(folder.exists):
+                raise NotFound("its seeds are gone: its folder was removed from the data folder; order it again")
+        except (DataCorrupted, NotFound):  # it would be so again
+            raise
         except Exception as error:
             raise _NotOurs(f"its seeds cannot be read from its record, or not be written: {error}") from error
 

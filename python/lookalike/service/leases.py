@@ -11,12 +11,12 @@ from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
-from lookalike.errors import LookalikeError
+from lookalike.errors import DataCorrupted, LookalikeError, quoted
 from lookalike.retrieval.receipt import Progress
 from lookalike.service.database import CLAIM_LOCK, Database, lock, now, transaction
 from lookalike.service.fairness import Quotas, Turn, Waiting
 from lookalike.service.operations import cancel, select
-from lookalike.service.people import People
+from lookalike.service.people import NAME, People
 from lookalike.service.records import (
     AUDIENCES,
     INSTALLATION,
@@ -66,9 +66,16 @@ class Leases:
 
     @transaction
     def people(self, connection: sa.Connection, operation: Operation) -> People | None:
-        """Its seeds and exclusions; None: they are files."""
+        """Its seeds and exclusions; None: they are files.
+
+        Raises:
+            DataCorrupted: under a name by which whoever can write to the database might lead out of a folder.
+        """
         wanted = sa.select(PEOPLE.c.file, PEOPLE.c.content).where(PEOPLE.c.id == operation.id)
         files = {row.file: row.content for row in connection.execute(wanted)}
+        for name in files:
+            if NAME.fullmatch(name) is None:
+                raise DataCorrupted(f"the operations database holds {quoted(name)} where a name of a file should be")
         return People(files) if files else None
 
     @transaction

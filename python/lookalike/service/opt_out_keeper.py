@@ -62,13 +62,19 @@ class OptOutKeeper:
         self._id_type = id_type
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._wake = asyncio.Event()
+        self._closed = asyncio.Event()
         self._known: OrderedDict[str, tuple[int, pa.Array]] = OrderedDict()
         self._members: OrderedDict[str, _Members] = OrderedDict()
 
     def wake(self) -> None:
         """Look at once what is to be done."""
-        self._members.clear()
+        # Asked again, not read again: an end of an operation is mostly no opt-out.
+        self._members = OrderedDict((tenant, replace(one, until=0.0)) for tenant, one in self._members.items())
         self._wake.set()
+
+    def close(self) -> None:
+        """It runs no more: nobody is to wait for it."""
+        self._closed.set()
 
     async def run(self) -> None:
         """Bring audiences up to date for ever, those that nobody reads too; a failure is logged and tried again."""
@@ -109,9 +115,10 @@ class OptOutKeeper:
         while True:
             behind = await self._records.behind(tenant)
             left = give_up - time.monotonic()
-            if not behind or left <= 0:
+            if not behind or left <= 0 or self._closed.is_set():
                 return len(behind)
-            await asyncio.sleep(min(LOOK_SECONDS, left))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), min(LOOK_SECONDS, left))
 
     async def list_for(self, operation: Operation) -> Path | None:
         """The file of users that the operation's job is to leave out, the same for all its runs; None: nobody."""
@@ -135,11 +142,19 @@ class OptOutKeeper:
         known = self._members.get(tenant)
         if known is not None and time.monotonic() < known.until:
             return known.users
+        lock = self._locks.setdefault(f"of\0{tenant}", asyncio.Lock())
+        async with lock:  # one reads the list, however many ask
+            return await self._of(tenant)
+
+    async def _of(self, tenant: str) -> AbstractSet[int | str]:
+        known = self._members.get(tenant)
+        if known is not None and time.monotonic() < known.until:  # somebody was faster
+            return known.users
         until = time.monotonic() + AGAIN_SECONDS
         number = await self._opt_outs.last(tenant)
         if known is None or known.number != number:
             users = await self._through(tenant, number)
-            known = _Members(number, frozenset(users.to_pylist()), until)
+            known = _Members(number, await asyncio.to_thread(lambda: frozenset(users.to_pylist())), until)
         self._members[tenant] = replace(known, until=until)
         self._members.move_to_end(tenant)
         while len(self._members) > KNOWN_TENANTS:

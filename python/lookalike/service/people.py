@@ -8,6 +8,7 @@ Knows Parquet and files; knows no database.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from lookalike.files import sync, write_whole
 SEEDS_NAME = "seeds.parquet"
 EXCLUSIONS_NAME = "exclusions.parquet"
 PREVIOUS_NAME = "previous.parquet"
+NAME = re.compile(r"[a-z]+(\.parquet)?")  # none leads out of a folder
 # Of a record: some 30,000 integer ids. Sending more takes longer than files do.
 MOST_BYTES = 256 * 1024
 

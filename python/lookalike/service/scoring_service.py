@@ -30,17 +30,19 @@ from lookalike.v1 import audience_pb2, scoring_pb2, scoring_pb2_grpc
 
 MAX_USERS = 10_000
 KNOWN_AUDIENCES = 4096
+AGAIN_SECONDS = 1.0  # an audience that has expired, or is deleted elsewhere, is noticed, at most
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What there is to know of an audience, as long as its receipt is the file it was read from."""
+    """What there is to know of an audience until it is asked for again, or its receipt is another file."""
 
     folder: Path
     receipt_path: str
     receipt: tuple[int, int]
     model_sha256: str
     cutoff_score: float
+    until: float
 
 
 class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
@@ -113,11 +115,12 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         return response, scores
 
     async def _audience(self, tenant: str, name: str) -> _Known:
-        """Ask the store once: an audience never changes. But it may go, so its receipt is looked at each time."""
+        """Ask the store once a second, for an audience may expire; look at its receipt each time, for it may change."""
         known = self._known.get((tenant, name))
-        if known is not None and _stamp(known.receipt_path) == known.receipt:
+        if known is not None and time.monotonic() < known.until and _stamp(known.receipt_path) == known.receipt:
             return known
         self._known.pop((tenant, name), None)
+        until = time.monotonic() + AGAIN_SECONDS
         audience_id, audience = await self._audiences.open(tenant, name, field="audience")
         # A name comes out of a database; whoever can write there is not to have files from elsewhere loaded.
         path = str(audience.path / RECEIPT_NAME)
@@ -125,7 +128,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         if stamp is None or audience.path.resolve().parent != self._audiences.folder.resolve():
             raise NotFound(f"there is no audiences/{audience_id}", field="audience")
         receipt = audience.receipt
-        known = _Known(audience.path, path, stamp, receipt.model_sha256, receipt.cutoff_score or 0.0)
+        known = _Known(audience.path, path, stamp, receipt.model_sha256, receipt.cutoff_score or 0.0, until)
         self._known[tenant, name] = known
         while len(self._known) > KNOWN_AUDIENCES:
             self._known.popitem(last=False)

@@ -273,6 +273,7 @@ async def _keeping(keeper: OptOutKeeper) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        keeper.close()
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

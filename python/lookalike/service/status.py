@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from lookalike import errors
+from lookalike.files import DISK_FULL, is_full
 
 _log = logging.getLogger(__name__)
 
@@ -221,7 +222,11 @@ async def abort(context: Any, error: Exception, method: str) -> NoReturn:
     """End a call with the status of what was raised in it; an end it has come to already stays."""
     if isinstance(error, (grpc.aio.AbortError, asyncio.CancelledError)):
         raise error
-    known = error if isinstance(error, errors.LookalikeError) else unexpected(error, what=method)
+    known = error if isinstance(error, errors.LookalikeError) else None
+    if known is None and is_full(error):
+        _log.error("%s: %s", method, error)
+        known = errors.ResourceExhausted("the server's disk is full; try again later", reason=DISK_FULL)
+    known = known or unexpected(error, what=method)
     status = to_status(known)
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
