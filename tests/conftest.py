@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--data", type=Path, help="real data for the tests that want it: a data set in the layout, or raw files"
     )
+
+
+def pytest_unconfigure() -> None:
+    """What scorers froze is garbage again, before libraries look for what was left over."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

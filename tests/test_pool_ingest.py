@@ -54,7 +54,7 @@ _ids = st.one_of(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(ids=_ids)
 def test_any_ids_keep_their_order_and_are_found(tmp_path_factory: pytest.TempPathFactory, ids: list[Any]) -> None:
     folder = tmp_path_factory.mktemp("ids")

@@ -105,6 +105,7 @@ async def _serve(
 
     runtime = _runtime(config, checkpoint, fingerprint)
     async with AsyncExitStack() as stack:
+        stack.callback(gc.unfreeze)  # libraries look at their end whether all is gone, and say so on standard error
         stack.push_async_callback(runtime.stop)
         await stack.enter_async_context(watched())
         if not await _unless_stopped(runtime.start(), stop):
