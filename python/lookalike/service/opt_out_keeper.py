@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import OrderedDict
@@ -33,7 +34,7 @@ EVERY_SECONDS = 30.0  # what another server was told, or failed at, is looked fo
 LOOK_SECONDS = 0.2
 
 KNOWN_TENANTS = 16  # whose lists are kept in memory: 8 MB for a million users, and 100 MB where they are scored
-AGAIN_SECONDS = 1.0  # what another server was told is noticed by those who are scored, at most
+AGAIN_SECONDS = 1.0  # between two looks at what another server was told, for those who are scored
 
 PENDING = "OPT_OUT_PENDING"
 LIST_NAME = "opted-out.parquet"
@@ -65,11 +66,14 @@ class OptOutKeeper:
         self._closed = asyncio.Event()
         self._known: OrderedDict[str, tuple[int, pa.Array]] = OrderedDict()
         self._members: OrderedDict[str, _Members] = OrderedDict()
+        self._woken = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
         """Look at once what is to be done."""
         # Asked again, not read again: an end of an operation is mostly no opt-out.
-        self._members = OrderedDict((tenant, replace(one, until=0.0)) for tenant, one in self._members.items())
+        self._woken += 1
+        self._members = OrderedDict((tenant, replace(one, until=-math.inf)) for tenant, one in self._members.items())
         self._wake.set()
 
     def close(self) -> None:
@@ -134,28 +138,45 @@ class OptOutKeeper:
         return path
 
     async def of(self, tenant: str) -> AbstractSet[int | str]:
-        """Everyone who has opted out; what another server was told, AGAIN_SECONDS ago at the latest.
+        """Everyone who has opted out; what another server was told, two seconds ago at the latest.
+
+        The database is asked again while calls go on with what is known.
 
         Raises:
             Unavailable: the database does not answer.
         """
-        known = self._members.get(tenant)
-        if known is not None and time.monotonic() < known.until:
+        known, moment = self._members.get(tenant), time.monotonic()
+        if known is not None and moment < known.until + AGAIN_SECONDS:
+            if moment >= known.until:
+                self._members[tenant] = replace(known, until=moment + AGAIN_SECONDS)
+                task = asyncio.create_task(self._again(tenant))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             return known.users
         lock = self._locks.setdefault(f"of\0{tenant}", asyncio.Lock())
         async with lock:  # one reads the list, however many ask
             return await self._of(tenant)
 
+    async def _again(self, tenant: str) -> None:
+        with suppress(LookalikeError):  # whoever asks next is told
+            async with self._locks.setdefault(f"of\0{tenant}", asyncio.Lock()):
+                await self._read_of(tenant)
+
     async def _of(self, tenant: str) -> AbstractSet[int | str]:
         known = self._members.get(tenant)
         if known is not None and time.monotonic() < known.until:  # somebody was faster
             return known.users
-        until = time.monotonic() + AGAIN_SECONDS
+        return await self._read_of(tenant)
+
+    async def _read_of(self, tenant: str) -> AbstractSet[int | str]:
+        known = self._members.get(tenant)
+        until, woken = time.monotonic() + AGAIN_SECONDS, self._woken
         number = await self._opt_outs.last(tenant)
         if known is None or known.number != number:
             users = await self._through(tenant, number)
             known = _Members(number, await asyncio.to_thread(lambda: frozenset(users.to_pylist())), until)
-        self._members[tenant] = replace(known, until=until)
+        # What was said while it was read may not be among it.
+        self._members[tenant] = replace(known, until=until if self._woken == woken else -math.inf)
         self._members.move_to_end(tenant)
         while len(self._members) > KNOWN_TENANTS:
             self._members.popitem(last=False)

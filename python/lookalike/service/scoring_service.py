@@ -11,6 +11,7 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from lookalike.v1 import audience_pb2, scoring_pb2, scoring_pb2_grpc
 
 MAX_USERS = 10_000
 KNOWN_AUDIENCES = 4096
-AGAIN_SECONDS = 1.0  # an audience that has expired, or is deleted elsewhere, is noticed, at most
+AGAIN_SECONDS = 1.0  # between two looks whether an audience has expired, or is deleted elsewhere
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         self._runtime = runtime
         self._metrics = metrics
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def ScoreUsers(self, request: scoring_pb2.ScoreUsersRequest, context: Any) -> scoring_pb2.ScoreUsersResponse:
         """Find the audience, have its model score the users."""
@@ -115,13 +117,31 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         return response, scores
 
     async def _audience(self, tenant: str, name: str) -> _Known:
-        """Ask the store once a second, for an audience may expire; look at its receipt each time, for it may change."""
-        known = self._known.get((tenant, name))
-        if known is not None and time.monotonic() < known.until and _stamp(known.receipt_path) == known.receipt:
-            return known
-        self._known.pop((tenant, name), None)
+        """Ask the store once a second, for an audience may expire; look at its receipt each time, for it may change.
+
+        The store is asked again while calls go on with what is known, unless that is two seconds old.
+        """
+        known, now = self._known.get((tenant, name)), time.monotonic()
+        if known is None or now >= known.until + AGAIN_SECONDS or _stamp(known.receipt_path) != known.receipt:
+            return await self._look(tenant, name)
+        if now >= known.until:
+            self._known[tenant, name] = replace(known, until=now + AGAIN_SECONDS)
+            task = asyncio.create_task(self._again(tenant, name))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return known
+
+    async def _again(self, tenant: str, name: str) -> None:
+        with suppress(LookalikeError):  # whoever asks next is told
+            await self._look(tenant, name)
+
+    async def _look(self, tenant: str, name: str) -> _Known:
         until = time.monotonic() + AGAIN_SECONDS
-        audience_id, audience = await self._audiences.open(tenant, name, field="audience")
+        try:
+            audience_id, audience = await self._audiences.open(tenant, name, field="audience")
+        except LookalikeError:
+            self._known.pop((tenant, name), None)
+            raise
         # A name comes out of a database; whoever can write there is not to have files from elsewhere loaded.
         path = str(audience.path / RECEIPT_NAME)
         stamp = _stamp(path)
