@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -54,7 +55,8 @@ def serves(bench: Bench) -> None:
         ([frame(b"")], Code.INVALID_ARGUMENT, "must be of the form"),
         ([frame(b'{"name": "audiences/1"}')], Code.INVALID_ARGUMENT, "does not decode"),
         ([frame(REQUEST[:-5])], Code.INVALID_ARGUMENT, "does not decode"),
-        ([frame(REQUEST, flag=0x7E)], Code.INVALID_ARGUMENT, "send"),
+        # gRPC's core drops what has unknown flags, and hands on an empty message or none, as it comes.
+        ([frame(REQUEST, flag=0x7E)], Code.INVALID_ARGUMENT, "send|must be of the form"),
         ([frame(b"hello", length=2**32 - 1)], Code.RESOURCE_EXHAUSTED, "larger than max"),
         ([frame(b"hello", length=MOST + 1)], Code.RESOURCE_EXHAUSTED, "larger than max"),
         ([frame(bytes(MOST + 1))], Code.RESOURCE_EXHAUSTED, "larger than max"),
@@ -65,7 +67,7 @@ def serves(bench: Bench) -> None:
 def test_a_frame_that_is_not_what_it_says(bench: Bench, body: list[bytes], code: Code, says: str) -> None:
     ended = send(bench, *body)
     assert ended.code is code, ended
-    assert says in ended.message
+    assert re.search(says, ended.message)
     assert not LEAKS.search(ended.message)
     serves(bench)
 

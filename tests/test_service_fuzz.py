@@ -107,6 +107,7 @@ FOUND: dict[str, dict[str, Message | bytes]] = {
 UNDECODABLE = b"\x0a\xff"  # was UNKNOWN, with the name of a Python class, and a traceback in the log
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @pytest.mark.parametrize("method", METHODS)
 def test_whatever_is_sent_the_answer_is_clear_and_nothing_is_left_half_done(method: str, bench: Bench) -> None:
     words = bench.words()

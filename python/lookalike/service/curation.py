@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from google.protobuf.empty_pb2 import Empty
 
-from lookalike.errors import FailedPrecondition, InvalidInput, NotFound, PermissionDenied, Unavailable
+from lookalike.errors import FailedPrecondition, InvalidInput, NotFound, PermissionDenied, Unavailable, quoted
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.retrieval.overlap import missing, overlaps
@@ -231,7 +231,7 @@ def _fields(request: audience_pb2.UpdateAudienceRequest) -> set[str]:
     unknown = fields - set(_UPDATABLE)
     if unknown:
         raise InvalidInput(
-            f"update_mask names {min(unknown)[:100]!r}; there are {' and '.join(_UPDATABLE)}", field="update_mask"
+            f"update_mask names {quoted(min(unknown))}; there are {' and '.join(_UPDATABLE)}", field="update_mask"
         )
     if not fields:
         fields |= {"expire_time"} if request.audience.HasField("expire_time") else set()
