@@ -30,7 +30,7 @@ import pyarrow as pa
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from lookalike.channel import open_channel
-from lookalike.client_curation import CurationCalls, UserIds, duration, timestamp, user_ids_message
+from lookalike.client_curation import CurationCalls, UserIds, duration, named, timestamp, user_ids_message
 from lookalike.client_scoring import Scores, score_request, scores_of
 from lookalike.client_tracing import traced
 from lookalike.errors import InvalidInput, Unavailable
@@ -168,13 +168,13 @@ class Client(CurationCalls):
         request = audience_pb2.RefreshAudienceRequest(name=name, audience_id=audience_id)
         request.request_id = request_id or str(uuid.uuid4())
         if churn_budget is not None:
-            _named("churn_budget", lambda: setattr(request, "churn_budget", churn_budget))
+            named("churn_budget", lambda: setattr(request, "churn_budget", churn_budget))
         if seeds is not None:
-            request.seed_ids.CopyFrom(_named("seeds", lambda: user_ids_message(seeds)))
+            request.seed_ids.CopyFrom(named("seeds", lambda: user_ids_message(seeds)))
         elif seeds_path:
             request.seeds_path = seeds_path
         if k is not None:
-            _named("k", lambda: setattr(request, "k", k))
+            named("k", lambda: setattr(request, "k", k))
         _keep(request, priority, reserve, expires, ttl)
         return Expansion(self, self._retry(self._audiences.RefreshAudience, request).name)
 
@@ -286,7 +286,7 @@ class Client(CurationCalls):
                 in real time, or the audience was made from a pool with another schema.
             ResourceExhausted: too many requests wait. Unavailable: no server there.
         """
-        request = score_request(audience, _named("users", lambda: user_ids_message(users)), with_ranks)
+        request = score_request(audience, named("users", lambda: user_ids_message(users)), with_ranks)
         return scores_of(request, self._retry(self._scoring.ScoreUsers, request))
 
     def close(self) -> None:
@@ -419,19 +419,19 @@ def _request(
         raise InvalidInput("give either seeds or seeds_path", field="seeds")
     if (k is None) == (pool_share is None):
         raise InvalidInput("give either k or pool_share", field="k")
-    request = _named("random_seed", lambda: audience_pb2.ExpandAudienceRequest(random_seed=random_seed))
+    request = named("random_seed", lambda: audience_pb2.ExpandAudienceRequest(random_seed=random_seed))
     request.campaign.name = campaign
     request.include_seeds = include_seeds
     for name, value in (features or {}).items():
-        request.campaign.features[name].CopyFrom(_named(f"features.{name}", partial(feature_message, value)))
+        request.campaign.features[name].CopyFrom(named(f"features.{name}", partial(feature_message, value)))
     if k is not None:
-        _named("k", lambda: setattr(request, "k", k))
+        named("k", lambda: setattr(request, "k", k))
     elif pool_share is not None:
         request.pool_share = pool_share
     if seeds is None:
         request.seeds_path = seeds_path
     else:
-        request.seed_ids.CopyFrom(_named("seeds", lambda: user_ids_message(seeds)))
+        request.seed_ids.CopyFrom(named("seeds", lambda: user_ids_message(seeds)))
     return request
 
 
@@ -447,7 +447,7 @@ def _restrict(
     if exclude_path:
         request.exclude_path = exclude_path
     elif len(exclude):
-        request.exclude_ids.CopyFrom(_named("exclude", lambda: user_ids_message(exclude)))
+        request.exclude_ids.CopyFrom(named("exclude", lambda: user_ids_message(exclude)))
 
 
 def _keep(
@@ -459,21 +459,13 @@ def _keep(
 ) -> None:
     if expires is not None and ttl is not None:
         raise InvalidInput("give either expires or ttl", field="expires")
-    request.priority = _named("priority", lambda: audience_pb2.Priority.Value(f"PRIORITY_{priority.upper()}"))
+    request.priority = named("priority", lambda: audience_pb2.Priority.Value(f"PRIORITY_{priority.upper()}"))
     if reserve is not None:
-        _named("reserve", lambda: setattr(request, "reserve", reserve))
+        named("reserve", lambda: setattr(request, "reserve", reserve))
     if expires is not None:
         request.expire_time.CopyFrom(timestamp(expires))
     elif ttl is not None:
         request.ttl.CopyFrom(duration(ttl))
-
-
-def _named(field: str, make: Callable[[], _T]) -> _T:
-    """Turns protobuf's complaint about a value into ours, which names the field."""
-    try:
-        return make()
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{field}: {error}", field=field) from error
 
 
 def _metadata(operation: Any) -> audience_pb2.ExpandAudienceMetadata:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import grpc
 import pyarrow as pa
@@ -96,7 +96,7 @@ class CurationCalls:
         request = audience_pb2.UpdateAudienceRequest(ttl=duration(ttl) if ttl is not None else None)
         request.audience.name = name
         if k is not None:
-            _named("k", lambda: setattr(request.audience, "k_requested", k))
+            named("k", lambda: setattr(request.audience, "k_requested", k))
             request.update_mask.paths.append("k_requested")
         if expires is not None:
             request.audience.expire_time.CopyFrom(timestamp(expires))
@@ -157,7 +157,7 @@ class CurationCalls:
         for start in range(0, max(len(values), 1), OPT_OUTS_A_CALL):
             request = audience_pb2.OptOutUsersRequest(all_tenants=all_tenants)
             some = values[start : start + OPT_OUTS_A_CALL]
-            request.user_ids.CopyFrom(_named("users", lambda some=some: user_ids_message(some)))  # type: ignore[misc]
+            request.user_ids.CopyFrom(named("users", lambda some=some: user_ids_message(some)))  # type: ignore[misc]
             answer = self._retry(self._audiences.OptOutUsers, request)
             added += answer.added
         answer.added = added
@@ -190,7 +190,7 @@ def timestamp(moment: datetime) -> Timestamp:
         InvalidInput: before the year 1 or so.
     """
     message = Timestamp()
-    _named("expires", lambda: message.FromDatetime(moment.astimezone()))
+    named("expires", lambda: message.FromDatetime(moment.astimezone()))
     return message
 
 
@@ -201,7 +201,8 @@ def duration(length: timedelta) -> Duration:
     return message
 
 
-def _named(field: str, make: Callable[[], Any]) -> Any:
+def named(field: str, make: Callable[[], _T]) -> _T:
+    """Turns protobuf's complaint about a value into ours, which names the field."""
     try:
         return make()
     except (TypeError, ValueError, OverflowError) as error:

@@ -48,15 +48,15 @@ class Audience:
             NotFound: none there. DataCorrupted: the receipt or the Parquet file is damaged, or they disagree.
         """
         while True:
-            version = _version(path)
+            version = receipt_version(path)
             receipt = Receipt.read(path)
             try:
                 file = _open(path, AUDIENCE_NAME, receipt)
             except DataCorrupted:
-                if _version(path) == version:
+                if receipt_version(path) == version:
                     raise
             else:
-                if _version(path) == version:  # else the file may be another revision's than the receipt
+                if receipt_version(path) == version:  # else the file may be another revision's than the receipt
                     break
         audience = cls(path, receipt, file)
         if audience._metadata.num_rows != audience.receipt.k:
@@ -170,7 +170,7 @@ def _open(folder: Path, name: str, receipt: Receipt) -> pa.NativeFile:
     raise DataCorrupted(f"cannot read {folder / name}: there is no such file", field=name)
 
 
-def _version(folder: Path) -> tuple[int, int] | None:
+def receipt_version(folder: Path) -> tuple[int, int] | None:
     """Another one for every receipt that was ever there: they are replaced, never written to."""
     try:
         status = (folder / RECEIPT_NAME).stat()

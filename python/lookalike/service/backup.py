@@ -25,6 +25,7 @@ import sqlalchemy as sa
 from lookalike.config import ServiceConfig
 from lookalike.errors import FailedPrecondition, InvalidInput, LookalikeError, NotFound, Unavailable
 from lookalike.files import file_digest, staged_folder, sync, write_whole
+from lookalike.retrieval.audience import receipt_version
 from lookalike.retrieval.receipt import AUDIENCE_NAME, RECEIPT_NAME, Receipt
 from lookalike.retrieval.revise import finish
 from lookalike.service.database import database_url, read_only
@@ -146,7 +147,7 @@ def _copy_whole(source: Path, target: Path) -> bool:
     for _ in range(ATTEMPTS):
         for left in target.iterdir():
             left.unlink()
-        before = _version(source)
+        before = receipt_version(source)
         try:
             shutil.copytree(source, target, dirs_exist_ok=True)
         except (FileNotFoundError, shutil.Error) as error:  # the latter of whatever kind: a full disk, too
@@ -157,7 +158,7 @@ def _copy_whole(source: Path, target: Path) -> bool:
         failure = None
         if not (target / RECEIPT_NAME).exists():  # a job's
             return True
-        if _version(source) != before:  # seeds or reserve may be of before the change, with people who opted out
+        if receipt_version(source) != before:  # seeds or reserve may be of before the change, with people who opted out
             continue
         with contextlib.suppress(LookalikeError, OSError):
             finish(target)  # what was copied between the change and its end
@@ -177,14 +178,6 @@ def _same(source: Path, target: Path) -> bool:
     except FileNotFoundError:  # a job's, or it is gone; many people of a new one may have been half written
         return not source.exists() or _names(source) <= _names(target)
     return (theirs.st_size, theirs.st_mtime_ns) == (ours.st_size, ours.st_mtime_ns)
-
-
-def _version(folder: Path) -> tuple[int, int] | None:
-    try:
-        status = (folder / RECEIPT_NAME).stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 def _names(folder: Path) -> set[str]:
