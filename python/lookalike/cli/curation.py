@@ -11,22 +11,14 @@ from typing import Annotated
 import typer
 
 from lookalike.cli import display
+from lookalike.cli.connection import Connect, connected
 from lookalike.cli.options import AsJson, length_of_time
 from lookalike.cli.remote import (
-    DEFAULT_SERVER,
-    DEFAULT_TIMEOUT,
     AudienceName,
-    CaFile,
-    CertificateFile,
-    KeyFile,
     Reserve,
-    Server,
-    Timeout,
-    TokenFile,
     Ttl,
     Wait,
     client_app,
-    connect,
     ordered,
     plain,
     show_audience,
@@ -40,20 +32,16 @@ IdsFile = Annotated[
 
 
 @client_app.command()
+@connected
 def audiences(
+    connect: Connect,
     where: Annotated[
         str, typer.Option("--filter", help='For example: campaign = "spring" AND create_time < "2026-11-01".')
     ] = "",
     as_json: AsJson = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """List finished audiences, oldest first."""
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         found = list(client.audiences(where))
     if as_json:
         display.print_json([plain(audience) for audience in found])
@@ -64,7 +52,9 @@ def audiences(
 
 
 @client_app.command()
+@connected
 def refresh(
+    connect: Connect,
     audience: AudienceName,
     churn_budget: Annotated[
         float | None, typer.Option(help="At most this share of the members, 0 to 1, may be new; any by default.")
@@ -80,12 +70,6 @@ def refresh(
     ttl: Ttl = "",
     wait_for_it: Wait = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Make a new audience of what another was made of, with the pool and the model the server has now.
 
@@ -97,7 +81,7 @@ def refresh(
     from lookalike.cli.seeds import read
 
     user_ids = read(seeds) if seeds is not None else None
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         expansion = client.refresh(
             audience,
             churn_budget=churn_budget,
@@ -113,7 +97,9 @@ def refresh(
 
 
 @client_app.command()
+@connected
 def update(
+    connect: Connect,
     audience: AudienceName,
     size: Annotated[
         int | None, typer.Option("-k", "--size", help="Members, up to those and the reserve that is left.")
@@ -121,48 +107,34 @@ def update(
     ttl: Annotated[str, typer.Option(metavar="TIME", help="Delete it in so long: 90d, 12h, 30m.")] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Delete it at no time of its own.")] = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Change an audience's size, or when it is deleted, and print what it is then."""
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         length = length_of_time(ttl, "ttl") if ttl else None
         show_audience(client.update_audience(audience, k=size, ttl=length, keep=keep), as_json)
 
 
 @client_app.command()
+@connected
 def delete(
+    connect: Connect,
     audience: AudienceName,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Succeed also when there is none.")] = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Delete an audience and its files."""
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         client.delete_audience(audience, allow_missing=allow_missing)
 
 
 @client_app.command()
+@connected
 def compare(
+    connect: Connect,
     names: Annotated[list[str], typer.Argument(metavar="AUDIENCE...", help="Two to ten: audiences/...")],
     as_json: AsJson = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Tell how far audiences overlap: users in both, Jaccard, share of the first, share of the second."""
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         compared = client.compare(names)
     if as_json:
         display.print_json(plain(compared))
@@ -175,18 +147,14 @@ def compare(
 
 
 @client_app.command()
+@connected
 def changes(
+    connect: Connect,
     before: Annotated[str, typer.Argument(metavar="BEFORE", help="audiences/...")],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="audiences/...")],
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Print who left between two audiences (change, rank, user_id, score), and then who joined."""
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         typer.echo("change\trank\tuser_id\tscore")
         for change in client.changes(before, after):
             for member in change.members.to_pylist():
@@ -194,18 +162,14 @@ def changes(
 
 
 @client_app.command("opt-out")
+@connected
 def opt_out(
+    connect: Connect,
     users: IdsFile,
     all_tenants: Annotated[
         bool, typer.Option("--all-tenants", help="Of every tenant's audiences; wants the scope admin.")
     ] = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Leave users out of every audience, stored or to come. Run it again to see whether all files are rewritten.
 
@@ -217,7 +181,7 @@ def opt_out(
     from lookalike.cli.seeds import read
 
     user_ids = read(users, field="users")
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         answer = client.opt_out(user_ids, all_tenants=all_tenants)
     if as_json:
         display.print_json({"added": answer.added, "pending_audiences": answer.pending_audiences})

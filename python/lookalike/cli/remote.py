@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lookalike.cli import display
+from lookalike.cli.connection import Connect, connected
 from lookalike.cli.options import (
     AsJson,
     CampaignName,
@@ -30,19 +31,6 @@ if TYPE_CHECKING:
 
 client_app = typer.Typer(no_args_is_help=True, help="Use a running service.", rich_markup_mode=None)
 
-Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where `lookalike serve` listens.")]
-Timeout = Annotated[float, typer.Option(help="Seconds to keep trying while the server does not answer.")]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Holds your token; with it, TLS. Without it, the server is on this machine."),
-]
-CaFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="PEM: whose servers are trusted. Default: whom the system trusts.")
-]
-CertificateFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="PEM: your own certificate, for servers that ask for one.")
-]
-KeyFile = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM: its key.")]
 OperationName = Annotated[str, typer.Argument(metavar="OPERATION", help="operations/..., as `expand` printed it.")]
 AudienceName = Annotated[str, typer.Argument(metavar="AUDIENCE", help="audiences/...")]
 
@@ -52,8 +40,6 @@ Reserve = Annotated[
 Ttl = Annotated[str, typer.Option(metavar="TIME", help="Delete it so long after it is finished: 90d, 12h, 30m.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow it to its end and print the audience.")]
 
-DEFAULT_SERVER = "127.0.0.1:8500"
-DEFAULT_TIMEOUT = 60.0  # a server that is just starting has TorchServe to bring up
 SHOWN_MEMBERS = 10
 
 
@@ -63,7 +49,9 @@ def _group() -> None:
 
 
 @client_app.command()
+@connected
 def expand(
+    connect: Connect,
     campaign: CampaignName,
     size: Size,
     seeds: SeedsFile = None,
@@ -80,12 +68,6 @@ def expand(
     ttl: Ttl = "",
     wait_for_it: Wait = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Order an expansion. Prints the operation's name; the server goes on without this command.
 
@@ -100,7 +82,7 @@ def expand(
 
     user_ids, values = gather(campaign, seeds, features, dataset)
     excluded = read_all(exclude or ())
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         expansion = client.expand(
             campaign=campaign,
             seeds=user_ids,
@@ -120,34 +102,26 @@ def expand(
 
 
 @client_app.command()
+@connected
 def wait(
+    connect: Connect,
     operation: OperationName,
     as_json: AsJson = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Follow an operation to its end and print its audience. An operation that failed gives its error's exit code."""
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         _follow(client.operation(operation), as_json)
 
 
 @client_app.command()
+@connected
 def get(
+    connect: Connect,
     name: Annotated[str, typer.Argument(metavar="NAME", help="operations/... or audiences/...")],
     as_json: AsJson = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Show an operation as it is now, or an audience and how it came about."""
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         if name.startswith("operations/"):
             _show_operation(name, client.operation(name).metadata(), as_json)
         elif name.startswith("audiences/"):
@@ -157,18 +131,14 @@ def get(
 
 
 @client_app.command()
+@connected
 def members(
+    connect: Connect,
     audience: AudienceName,
     limit: Annotated[int, typer.Option(help="How many of the best to print.")] = SHOWN_MEMBERS,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all of them: .parquet or .csv.")
     ] = None,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Print the best members of an audience (rank, user_id, score), or write all of them to a file.
 
@@ -177,7 +147,7 @@ def members(
       lookalike client members audiences/0123... --limit 100
       lookalike client members audiences/0123... --output members.parquet
     """
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         if output is not None:
             display.table([("members", _download(client, audience, output)), ("file", output)])
             return
@@ -188,62 +158,33 @@ def members(
 
 
 @client_app.command()
+@connected
 def cancel(
+    connect: Connect,
     operation: OperationName,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Ask an operation to stop; it does so within about a second, unless it was faster."""
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         client.operation(operation).cancel()
 
 
 @client_app.command("list")
+@connected
 def list_operations(
+    connect: Connect,
     where: Annotated[
         str, typer.Option("--filter", help='For example: done = false AND campaign = "spring"; see audience.proto.')
     ] = "",
     as_json: AsJson = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """List the operations the server remembers, oldest first."""
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         found = [(expansion.name, expansion.metadata()) for expansion in client.operations(where)]
     if as_json:
         display.print_json([{"operation": name, **plain(metadata)} for name, metadata in found])
         return
     for name, metadata in found:
         typer.echo(f"{name}  {_state(metadata):<10} {metadata.campaign}")
-
-
-def connect(
-    server: str,
-    timeout: float,
-    token_file: Path | None,
-    ca_file: Path | None,
-    certificate_file: Path | None,
-    key_file: Path | None,
-) -> Client:
-    """A client of the service that the options name."""
-    from lookalike.client import Client
-
-    return Client(
-        server,
-        timeout=timeout,
-        token_file=token_file,
-        ca_file=ca_file,
-        certificate_file=certificate_file,
-        key_file=key_file,
-    )
 
 
 def ordered(expansion: Expansion, wait_for_it: bool, as_json: bool) -> None:

@@ -9,35 +9,23 @@ from typing import Annotated
 import typer
 
 from lookalike.cli import display
+from lookalike.cli.connection import Connect, connected
 from lookalike.cli.options import AsJson
 from lookalike.cli.remote import (
-    DEFAULT_SERVER,
-    DEFAULT_TIMEOUT,
     AudienceName,
-    CaFile,
-    CertificateFile,
-    KeyFile,
-    Server,
-    Timeout,
-    TokenFile,
-    connect,
 )
 from lookalike.errors import InvalidInput
 
 
+@connected
 def score(
+    connect: Connect,
     audience: AudienceName,
     users: Annotated[
         Path, typer.Option("--users", metavar="FILE", help="Whom, at most 10,000; files as of --seeds; - is stdin.")
     ],
     ranks: Annotated[bool, typer.Option("--ranks", help="Also the rank each would have, and who is a member.")] = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
-    ca_file: CaFile = None,
-    certificate_file: CertificateFile = None,
-    key_file: KeyFile = None,
 ) -> None:
     """Score users by the model that made an audience. Prints user_id and score; none for who is not in the pool.
 
@@ -51,7 +39,7 @@ def score(
     user_ids = read(users, field="users")
     if not len(user_ids):
         raise InvalidInput(f"{users} has no users", field="users")
-    with connect(server, timeout, token_file, ca_file, certificate_file, key_file) as client:
+    with connect() as client:
         scores = client.score(audience, user_ids, with_ranks=ranks)
     if as_json:
         display.print_json({**asdict(scores), "users": scores.users.to_pylist()})
