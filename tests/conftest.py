@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pyarrow as pa
 import pytest
+from hypothesis import settings
 from postgres import new_database, programs, server
 
 from lookalike.config import AdaptationConfig, Config, JointConfig, ModelConfig, ScoringConfig, TrainingConfig
@@ -24,6 +25,11 @@ from lookalike.training.tasks import Task, load_tasks
 
 if TYPE_CHECKING:
     from lookalike.expander import Expander
+
+# The same code has the same verdict, today and elsewhere. To search for more: --hypothesis-profile=random.
+settings.register_profile("random", derandomize=False)
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -22,6 +22,8 @@ Path = tuple[FieldDescriptor, ...]
 
 # Deeper than anything ours; messages that hold themselves must end somewhere.
 MAX_DEPTH = 5
+# Of one repeated field.
+MAX_BYTES = 2**20
 
 TEXTS: Words = (
     "", " ", "\t\r\n", "\0", "a\0b", ".", "..", "/", "../..", "../../../../etc/passwd", "/etc/passwd", "a/../../b",
@@ -195,7 +197,13 @@ def _values(field: FieldDescriptor, words: Words, depth: int) -> st.SearchStrate
     one = _single(field, words, depth)
     if not field.is_repeated:
         return one
-    return st.lists(one, max_size=3) | st.builds(lambda value, times: [value] * times, one, st.sampled_from((30, 3000)))
+    return st.lists(one, max_size=3) | st.builds(_many, one, st.sampled_from((30, 3000)))
+
+
+def _many(value: Any, times: int) -> list[Any]:
+    """The value again and again, within MAX_BYTES: gRPC itself refuses what is larger than a message may be."""
+    size = value.ByteSize() if isinstance(value, Message) else 4 * len(value) if isinstance(value, str | bytes) else 8
+    return [value] * min(times, 1 + MAX_BYTES // max(size, 1))
 
 
 @cache
