@@ -12,7 +12,6 @@ Knows the protos, and the package's channel and errors.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import random
 import time
@@ -44,7 +43,7 @@ from lookalike.channel import open_channel  # noqa: E402
 from lookalike.dataset.layout import Dataset  # noqa: E402
 from lookalike.errors import LookalikeError, QuotaExceeded  # noqa: E402
 from lookalike.service.status import from_rpc_error  # noqa: E402
-from lookalike.v1 import audience_pb2, audience_pb2_grpc, campaign_pb2  # noqa: E402
+from lookalike.v1 import audience_pb2, audience_pb2_grpc, campaign_pb2, scoring_pb2, scoring_pb2_grpc  # noqa: E402
 
 CALL_SECONDS = 60.0
 WAIT_SECONDS = 20  # of one WaitOperation; shorter than a call's deadline
@@ -182,12 +181,18 @@ class Traffic(User):
         self._timed("last_chunk", tenant, due, rest)
 
     def _score(self, plan: Plan, tenant: str, due: float) -> None:
-        pb2, stubs = _scoring()
         _, users = self.random.choice(plan.seeds)
-        request = pb2.ScoreUsersRequest(audience=plan.audience)
+        request = scoring_pb2.ScoreUsersRequest(audience=plan.audience or "")
         request.users.integers.values.extend(self.random.choices(users, k=SCORED_USERS))
-        scorer = stubs.ScoringServiceStub(self.channels[tenant])
-        self._timed("score", tenant, due, lambda: scorer.ScoreUsers(request, timeout=CALL_SECONDS))
+        scorer = scoring_pb2_grpc.ScoringServiceStub(self.channels[tenant])
+
+        def scored() -> Any:
+            response = scorer.ScoreUsers(request, timeout=CALL_SECONDS)
+            if len(response.scores) != SCORED_USERS:
+                raise RuntimeError(f"{len(response.scores)} scores of {SCORED_USERS} came")
+            return response
+
+        self._timed("score", tenant, due, scored)
 
     def _timed(self, name: str, tenant: str, due: float, call: Callable[[], Any]) -> Any:
         """The call's result, or None when it failed or was shed; timed from `due` on, for all and for the tenant."""
@@ -227,15 +232,6 @@ def _plan(environment: Environment) -> Plan:
         if Traffic.plan is None:
             Traffic.plan = Plan(environment)
         return Traffic.plan
-
-
-def _scoring() -> tuple[Any, Any]:
-    """The messages and stubs of ScoringService.
-
-    Raises:
-        ImportError: this version has none.
-    """
-    return importlib.import_module("lookalike.v1.scoring_pb2"), importlib.import_module("lookalike.v1.scoring_pb2_grpc")
 
 
 def _channel(environment: Environment, tenant: str, number: int) -> grpc.Channel:

@@ -3,15 +3,15 @@
     make loadtest [ARGS='--scenario burst --seconds 120 --scale 2']
     python loadtests/run.py [--scenario steady|burst|readers|scoring] [--seconds S] [--scale F] [--pool-users 1e6]
 
-The service has TLS, three tenants with tokens, and TorchServe with one worker; what it serves is simulated, and kept in
-build/loadtest for the next time. For each scenario loadtests/results/ gets CSV and HTML: SCENARIO.* has exact
-percentiles and the verdict, SCENARIO-locust* are Locust's own, with its charts. Wants openssl. Knows the command line.
+The service has TLS, three tenants with tokens, TorchServe with one worker, and a scorer beside it; what it serves is
+simulated, and kept in build/loadtest for the next time. For each scenario loadtests/results/ gets CSV and HTML:
+SCENARIO.* has exact percentiles and the verdict, SCENARIO-locust* are Locust's own, with its charts. Wants openssl.
+Knows the command line.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import shutil
 import signal
@@ -48,9 +48,6 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the server must end with us
     wanted = arguments.scenario or list(SCENARIOS)
-    if "scoring" in wanted and importlib.util.find_spec("lookalike.v1.scoring_pb2") is None:
-        print("scoring is skipped: this version of the service has no ScoreUsers", file=sys.stderr)
-        wanted = [one for one in wanted if one != "scoring"]
     try:
         pool = prepare(int(arguments.pool_users))
         folders = ["--checkpoint", str(WORK / "general"), "--pool", str(pool)]
@@ -91,8 +88,9 @@ def prepare(users: int) -> Path:
         capture_output=True,
     )
     for tenant in TENANTS:
-        scopes = ("--scope", "expand", "--scope", "read", "--output", str(tokens / f"{tenant}.token"))
-        _lookalike("token", "create", "--tenant", tenant, *scopes, *_settings())
+        scopes = itertools.chain.from_iterable(("--scope", scope) for scope in ("expand", "read", "score"))
+        file = str(tokens / f"{tenant}.token")
+        _lookalike("token", "create", "--tenant", tenant, *scopes, "--output", file, *_settings())
     return pool
 
 
@@ -114,6 +112,7 @@ def _settings(*more: str) -> list[str]:
         f"service.tls_certificate={certificate}",
         f"service.tls_key={key}",
         f"torchserve.archive={WORK / 'lookalike.mar'}",
+        "realtime.host=process",
         QUOTAS,
         *more,
     ]
