@@ -102,7 +102,7 @@ def _members(client: Any, audience: str, encoding: str) -> tuple[int, int]:
             size += batch["user_id"].nbytes + batch["score"].nbytes
         return members, size
     request = audience_pb2.StreamAudienceMembersRequest(audience=audience)
-    for message in client._audiences.StreamAudienceMembers(request):
+    for message in client.connection.audiences.StreamAudienceMembers(request):
         members += len(message.scores)
         ids = message.user_ids
         size += 4 * len(message.scores) + 8 * len(ids.integers.values) + sum(map(len, ids.strings.values))

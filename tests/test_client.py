@@ -139,7 +139,7 @@ def flaky() -> Iterator[tuple[Flaky, str]]:
 
 
 def test_a_broken_stream_is_taken_up(flaky: tuple[Flaky, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lookalike.client.RETRY_DELAY", 0.01)
+    monkeypatch.setattr("lookalike.client.connection.RETRY_DELAY", 0.01)
     servicer, address = flaky
     with Client(address) as client:
         batches = list(client.members("audiences/x"))
@@ -148,8 +148,8 @@ def test_a_broken_stream_is_taken_up(flaky: tuple[Flaky, str], monkeypatch: pyte
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lookalike.client.RETRY_SECONDS", 0.2)
-    monkeypatch.setattr("lookalike.client.RETRY_DELAY", 0.05)
+    monkeypatch.setattr("lookalike.client.connection.RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("lookalike.client.connection.RETRY_DELAY", 0.05)
     with Client("127.0.0.1:1", timeout=0.3) as client:
         with pytest.raises(errors.Unavailable):
             client.expand(campaign="c", seeds=[1], k=1)

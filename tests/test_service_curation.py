@@ -113,7 +113,7 @@ def test_who_opts_out_is_gone_from_what_is_stored_and_what_comes(
     users = service.users
     audience = order(client)
     assert (audience.size, audience.reserve_left, audience.revision) == (10, 3, 0)
-    stub = client._audiences
+    stub = client.connection.audiences
     pages = audience_pb2.ListAudienceMembersRequest(audience=audience.name, page_size=4)
     pages.page_token = stub.ListAudienceMembers(pages).next_page_token
     stream = audience_pb2.StreamAudienceMembersRequest(audience=audience.name)
@@ -128,7 +128,7 @@ def test_who_opts_out_is_gone_from_what_is_stored_and_what_comes(
     assert now.update_time.seconds >= now.create_time.seconds
     for call, request in ((stub.ListAudienceMembers, pages), (lambda r: list(stub.StreamAudienceMembers(r)), stream)):
         with pytest.raises(errors.FailedPrecondition) as caught:
-            client._call(lambda r, timeout, call=call: call(r), request)
+            client.connection.call(lambda r, timeout, call=call: call(r), request)
         assert caught.value.reason == "AUDIENCE_CHANGED"
     assert client.opt_out(users[:1]).added == 0
     later = order(client, k=5)
@@ -283,7 +283,7 @@ def test_a_refresh_makes_it_anew_within_the_budget(
     assert (other.size, other.seeds.given, other.reserve_left, other.HasField("expire_time")) == (4, 1, 0, True)
 
     request = audience_pb2.RefreshAudienceRequest(name=base.name, validate_only=True)
-    operation = client._audiences.RefreshAudience(request)
+    operation = client.connection.audiences.RefreshAudience(request)
     assert operation.done
     assert not operation.name
     with pytest.raises(errors.InvalidInput, match="churn_budget"):
@@ -331,7 +331,7 @@ def test_a_size_is_changed_within_the_reserve(client: Client, service: Service) 
         assert refused.value.field == field
     request = audience_pb2.UpdateAudienceRequest(audience=smaller, update_mask={"paths": ["campaign"]})
     with pytest.raises(errors.InvalidInput, match="update_mask"):
-        client._call(client._audiences.UpdateAudience, request)
+        client.connection.call(client.connection.audiences.UpdateAudience, request)
     assert members(client, audience.name) == service.users[:4]
 
 
@@ -352,7 +352,7 @@ def test_a_deleted_audience_is_gone_and_its_operation_says_so(
         patch.setattr(DataDir, "remove_audience", busy)
         request = audience_pb2.DeleteAudienceRequest(name=audience.name)
         with pytest.raises(errors.Unavailable) as caught:
-            client._call(client._audiences.DeleteAudience, request)
+            client.connection.call(client.connection.audiences.DeleteAudience, request)
         assert caught.value.reason == "DELETE_PENDING"
     with pytest.raises(errors.NotFound):
         client.audience(audience.name)
@@ -382,7 +382,9 @@ def test_a_deletion_that_was_cut_short_is_gone_on_with(service: Service, monkeyp
         with monkeypatch.context() as patch:
             patch.setattr(DataDir, "remove_audience", lambda *_: (_ for _ in ()).throw(OSError(16, "busy")))
             with pytest.raises(errors.Unavailable):
-                client._call(client._audiences.DeleteAudience, audience_pb2.DeleteAudienceRequest(name=audience.name))
+                client.connection.call(
+                    client.connection.audiences.DeleteAudience, audience_pb2.DeleteAudienceRequest(name=audience.name)
+                )
             service.running.stop()
     assert service.folder(audience).exists()
     with service as client:
@@ -434,7 +436,7 @@ def test_audiences_are_listed_in_pages_and_by_filter(client: Client, service: Se
     names = [order(client, campaign=f"c{n % 2}", k=n + 1, audience_id=f"a{n}").name for n in range(5)]
     assert [one.name for one in client.audiences()] == names
     assert [one.size for one in client.audiences()] == [1, 2, 3, 4, 5]
-    stub = client._audiences
+    stub = client.connection.audiences
     page = stub.ListAudiences(audience_pb2.ListAudiencesRequest(page_size=2))
     seen = [one.name for one in page.audiences]
     while page.next_page_token:
@@ -447,10 +449,10 @@ def test_audiences_are_listed_in_pages_and_by_filter(client: Client, service: Se
     assert list(client.audiences('create_time > "2999-01-01" OR expire_time < "2999-01-01"')) == []
     for wrong in ({"filter": "size > 3"}, {"page_size": -1}, {"page_token": "x"}):
         with pytest.raises(errors.InvalidInput):
-            client._call(stub.ListAudiences, audience_pb2.ListAudiencesRequest(**wrong))
+            client.connection.call(stub.ListAudiences, audience_pb2.ListAudiencesRequest(**wrong))
     request.filter = 'campaign = "c1"'
     with pytest.raises(errors.InvalidInput, match="no token of this listing"):
-        client._call(stub.ListAudiences, request)
+        client.connection.call(stub.ListAudiences, request)
     (service.folder(client.audience(names[0])) / "manifest.json").write_text("{")
     damaged, *whole = client.audiences()
     assert (damaged.name, damaged.campaign, damaged.size) == (names[0], "c0", 0)

@@ -133,7 +133,7 @@ def test_what_is_wrong_with_a_request(scoring: Scoring) -> None:
     with pytest.raises(errors.InvalidInput) as caught:
         scoring.client.score("spring", [1])
     assert caught.value.field == "audience"
-    stub = scoring_pb2_grpc.ScoringServiceStub(scoring.client._channel)
+    stub = scoring_pb2_grpc.ScoringServiceStub(scoring.client.connection.channel)
     with pytest.raises(Exception, match="0 users"):
         stub.ScoreUsers(scoring_pb2.ScoreUsersRequest(audience="audiences/spring"), timeout=SECONDS)
 

@@ -5,22 +5,19 @@ Knows the protos and how statuses become errors; free of torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal
 
 import grpc
 import pyarrow as pa
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
+from lookalike.client.connection import Connection
+from lookalike.client.requests import UserIds, duration, ids_of, named, timestamp, user_ids_message
 from lookalike.errors import InvalidInput, Unavailable
 from lookalike.service.status import from_rpc_error
-from lookalike.v1 import audience_pb2, audience_pb2_grpc
-
-_T = TypeVar("_T")
-UserIds: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[int | str]
+from lookalike.v1 import audience_pb2
 
 OPT_OUTS_A_CALL = 100_000  # what a server takes at once
 
@@ -44,32 +41,24 @@ class Changes:
     kept: int
 
 
-class _Connected(Protocol):
-    """What of a client is used here."""
-
-    _audiences: audience_pb2_grpc.AudienceServiceStub
-
-    def _call(self, method: Callable[..., _T], request: object, *, more_seconds: float = 0.0) -> _T: ...
-
-    def _retry(self, method: Callable[..., _T], request: object) -> _T: ...
-
-
 class CurationCalls:
     """Methods of `Client`."""
 
-    def audiences(self: _Connected, filter: str = "") -> Iterator[audience_pb2.Audience]:  # noqa: A002
+    connection: Connection
+
+    def audiences(self, filter: str = "") -> Iterator[audience_pb2.Audience]:  # noqa: A002
         """All finished audiences, oldest first; `filter` such as `campaign = "x" AND create_time < "2026-01-01"`."""
         token = ""
         while True:
             request = audience_pb2.ListAudiencesRequest(filter=filter, page_token=token)
-            page = self._retry(self._audiences.ListAudiences, request)
+            page = self.connection.retry(self.connection.audiences.ListAudiences, request)
             yield from page.audiences
             token = page.next_page_token
             if not token:
                 return
 
     def update_audience(
-        self: _Connected,
+        self,
         name: str,
         *,
         k: int | None = None,
@@ -102,9 +91,9 @@ class CurationCalls:
             request.audience.expire_time.CopyFrom(timestamp(expires))
         if keep or expires is not None:
             request.update_mask.paths.append("expire_time")
-        return self._retry(self._audiences.UpdateAudience, request)
+        return self.connection.retry(self.connection.audiences.UpdateAudience, request)
 
-    def delete_audience(self: _Connected, name: str, *, allow_missing: bool = False) -> None:
+    def delete_audience(self, name: str, *, allow_missing: bool = False) -> None:
         """Remove an audience and its files; its operation remembers that it was there.
 
         Raises:
@@ -112,20 +101,22 @@ class CurationCalls:
         """
         request = audience_pb2.DeleteAudienceRequest(name=name, allow_missing=allow_missing)
         try:
-            self._call(self._audiences.DeleteAudience, request)
+            self.connection.call(self.connection.audiences.DeleteAudience, request)
         except Unavailable:  # it may be gone by now
             request.allow_missing = True
-            self._retry(self._audiences.DeleteAudience, request)
+            self.connection.retry(self.connection.audiences.DeleteAudience, request)
 
-    def compare(self: _Connected, names: Sequence[str]) -> audience_pb2.CompareAudiencesResponse:
+    def compare(self, names: Sequence[str]) -> audience_pb2.CompareAudiencesResponse:
         """How far 2 to 10 audiences overlap, two by two.
 
         Raises:
             NotFound: no such audience. InvalidInput: another number of them, or their ids are of different types.
         """
-        return self._retry(self._audiences.CompareAudiences, audience_pb2.CompareAudiencesRequest(audiences=names))
+        return self.connection.retry(
+            self.connection.audiences.CompareAudiences, audience_pb2.CompareAudiencesRequest(audiences=names)
+        )
 
-    def changes(self: _Connected, before: str, after: str) -> Iterator[Changes]:
+    def changes(self, before: str, after: str) -> Iterator[Changes]:
         """Who left between two audiences, then who joined, each in order of rank; nothing where they are the same.
 
         Raises:
@@ -133,13 +124,13 @@ class CurationCalls:
         """
         request = audience_pb2.StreamAudienceChangesRequest(before=before, after=after)
         try:
-            for message in self._audiences.StreamAudienceChanges(request):
+            for message in self.connection.audiences.StreamAudienceChanges(request):
                 if message.change:
                     yield _changes(message)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
-    def opt_out(self: _Connected, users: UserIds, *, all_tenants: bool = False) -> audience_pb2.OptOutUsersResponse:
+    def opt_out(self, users: UserIds, *, all_tenants: bool = False) -> audience_pb2.OptOutUsersResponse:
         """Leave users out of every audience, from now on; safe to repeat.
 
         When this returns nobody is given them any more. `pending_audiences` of the answer are still to be rewritten: to
@@ -158,55 +149,10 @@ class CurationCalls:
             request = audience_pb2.OptOutUsersRequest(all_tenants=all_tenants)
             some = values[start : start + OPT_OUTS_A_CALL]
             request.user_ids.CopyFrom(named("users", lambda some=some: user_ids_message(some)))  # type: ignore[misc]
-            answer = self._retry(self._audiences.OptOutUsers, request)
+            answer = self.connection.retry(self.connection.audiences.OptOutUsers, request)
             added += answer.added
         answer.added = added
         return answer
-
-
-def user_ids_message(users: UserIds) -> audience_pb2.UserIds:
-    """Ids as a message.
-
-    Raises:
-        TypeError, ValueError: they are neither integers nor strings.
-    """
-    values = users.to_pylist() if isinstance(users, (pa.Array, pa.ChunkedArray)) else list(users)
-    if values and isinstance(values[0], str):
-        return audience_pb2.UserIds(strings=audience_pb2.StringIds(values=values))
-    return audience_pb2.UserIds(integers=audience_pb2.IntegerIds(values=values))
-
-
-def ids_of(message: audience_pb2.UserIds) -> pa.Array:
-    """Inverse of `user_ids_message`: int64 or large_string."""
-    if message.WhichOneof("kind") == "strings":
-        return pa.array(message.strings.values, pa.large_string())
-    return pa.array(message.integers.values, pa.int64())
-
-
-def timestamp(moment: datetime) -> Timestamp:
-    """A time as a message; one without a zone is the machine's.
-
-    Raises:
-        InvalidInput: before the year 1 or so.
-    """
-    message = Timestamp()
-    named("expires", lambda: message.FromDatetime(moment.astimezone()))
-    return message
-
-
-def duration(length: timedelta) -> Duration:
-    """A length of time as a message."""
-    message = Duration()
-    message.FromTimedelta(length)
-    return message
-
-
-def named(field: str, make: Callable[[], _T]) -> _T:
-    """Turns protobuf's complaint about a value into ours, which names the field."""
-    try:
-        return make()
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidInput(f"{field}: {error}", field=field) from error
 
 
 def _changes(message: audience_pb2.StreamAudienceChangesResponse) -> Changes:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.v1 import audience_pb2, scoring_pb2
+from lookalike.client.requests import ids_of
+from lookalike.v1 import scoring_pb2
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,14 @@ class Scores:
     pool_sha256: str
 
 
-def score_request(audience: str, users: audience_pb2.UserIds, with_ranks: bool) -> scoring_pb2.ScoreUsersRequest:
-    """The message."""
-    return scoring_pb2.ScoreUsersRequest(audience=audience, users=users, with_ranks=with_ranks)
-
-
 def scores_of(request: scoring_pb2.ScoreUsersRequest, response: scoring_pb2.ScoreUsersResponse) -> Scores:
     """The answer as columns."""
     found = pa.array(response.found, pa.bool_())
-    if request.users.WhichOneof("kind") == "strings":
-        ids = pa.array(request.users.strings.values, pa.large_string())
-    else:
-        ids = pa.array(request.users.integers.values, pa.int64())
 
     def known(values: pa.Array) -> pa.Array:
         return pc.if_else(found, values, pa.scalar(None, values.type))
 
-    columns = {"user_id": ids, "score": known(pa.array(response.scores, pa.float32()))}
+    columns = {"user_id": ids_of(request.users), "score": known(pa.array(response.scores, pa.float32()))}
     if request.with_ranks:
         columns["rank"] = known(pa.array(response.ranks, pa.int64()))
         columns["member"] = pa.array(response.members, pa.bool_())
