@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 from postgres import new_database, programs, server
+from secured import authority, big_pool, secured, start, stranger  # noqa: F401 - fixtures
 
 from lookalike.config import AdaptationConfig, Config, JointConfig, ModelConfig, ScoringConfig, TrainingConfig
 from lookalike.dataset.layout import USERS, Dataset
