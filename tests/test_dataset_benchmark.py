@@ -145,7 +145,7 @@ def test_no_observed_feature_tells_more_than_the_log_odds(preset: str) -> None:
         assert low < np.concatenate(squares).mean() < high
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     preset=st.sampled_from(sorted(PRESETS)),
     number=st.integers(0, COUNT - 1),

@@ -47,7 +47,7 @@ def test_other_seeds_and_other_blocks_are_other_users(name: str) -> None:
         assert 0.2 < np.mean(first.ids[field] != other.ids[field]) < 0.95
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(start=st.integers(0, 2 * BLOCK_USERS), rows=st.integers(0, 2 * BLOCK_USERS))
 def test_any_range_is_cut_from_the_same_users(start: int, rows: int) -> None:
     stop = min(start + rows, 3 * BLOCK_USERS)

@@ -52,7 +52,7 @@ def test_the_top_of_the_hour_is_a_second() -> None:
 TIMES = st.lists(st.floats(0.01, 1e5), max_size=50)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(parts=st.lists(st.tuples(st.sampled_from("ab"), TIMES), max_size=6))
 def test_merged_is_as_if_recorded_in_one(parts: list[tuple[str, list[float]]]) -> None:
     one, merged = Record(), Record()
@@ -68,7 +68,7 @@ def test_merged_is_as_if_recorded_in_one(parts: list[tuple[str, list[float]]]) -
     assert (merged.failures.total(), merged.shed) == (len(parts), 2 * len(parts))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(times=st.lists(st.floats(0.05, 1e6), min_size=1, max_size=200))
 def test_percentiles_are_right_to_three_digits(times: list[float]) -> None:
     record = Record()

@@ -24,7 +24,7 @@ def audience(folder: Path, users: list[int], *, text: bool) -> Audience:
     return Audience.open(folder)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(-20, 20), unique=True, max_size=25), min_size=2, max_size=4),
     st.booleans(),

@@ -36,7 +36,7 @@ def pool_of(folder: Path, people: dict[Any, tuple[str | None, list[str]]]) -> Po
     return ingest(write(folder / "u.parquet", table), folder / "pool", shard_rows=5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(old=_people, new=_people, text=st.booleans(), block=st.integers(1, 7))
 def test_every_user_is_counted_as_what_became_of_them(
     tmp_path_factory: pytest.TempPathFactory, old: dict[Any, Any], new: dict[Any, Any], text: bool, block: int

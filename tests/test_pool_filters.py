@@ -111,7 +111,7 @@ expressions = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=expressions)
 def test_a_filter_finds_whom_sql_finds(pool: Pool, table: pa.Table, text: str) -> None:
     found = eligible(pool, text)

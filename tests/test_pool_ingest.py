@@ -54,7 +54,7 @@ _ids = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ids=_ids)
 def test_any_ids_keep_their_order_and_are_found(tmp_path_factory: pytest.TempPathFactory, ids: list[Any]) -> None:
     folder = tmp_path_factory.mktemp("ids")
@@ -215,6 +215,15 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
         ingest(tmp_path / "absent.parquet", tmp_path / "pool")
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Heard, also where whoever started the tests does not want them to."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("moment", [0.1, 0.9])  # while reading, while writing
 def test_ctrl_c_leaves_nothing(tmp_path: Path, moment: float) -> None:
     path = write(tmp_path / "u.parquet", users(2000), row_group_size=100)

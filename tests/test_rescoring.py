@@ -93,7 +93,7 @@ def same(one: Selection, other: Selection) -> None:
     assert one.ties_at_cutoff == other.ties_at_cutoff
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     near=st.lists(st.sampled_from([0, 1e-30, 0.2, 0.5, 0.5001, 0.8, 0.99, 1]), min_size=1, max_size=300),
     error=st.sampled_from([0, 1e-6, 1e-3, 0.1, 0.9]),

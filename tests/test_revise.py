@@ -82,7 +82,7 @@ def by_swaps(pool: Scored, eligible: set[Any], before: set[Any], k: int, budget:
     return [user for user in order if user in chosen]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_users_who_leave_are_followed_by_whom_a_fresh_expansion_would_choose(data: st.DataObject) -> None:
     pool = data.draw(pools())
@@ -135,7 +135,7 @@ def assert_consistent(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} <= known
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_churn_budget_keeps_the_best_and_replaces_no_more(data: st.DataObject) -> None:
     """Against every set of members that there could be."""
@@ -168,7 +168,7 @@ def test_a_budget_is_the_decimal_number_it_is_written_as() -> None:
     assert int((chosen.rows[chosen.members] < 150).sum()) == 29  # though 0.29 * 100 is 28.999999999999996
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_size_is_changed_within_what_was_kept_and_back(data: st.DataObject) -> None:
     pool = data.draw(pools())

@@ -20,7 +20,7 @@ from lookalike.client import Client
 from lookalike.runtime.wire import job_to_json
 from lookalike.service import database as database_module
 from lookalike.service.database import Database, database_url
-from lookalike.service.records import METADATA, State
+from lookalike.service.records import METADATA, PEOPLE, State
 
 # As a server before tenants and Alembic made it: the schema, word for word.
 VERSION_1 = """
@@ -210,3 +210,14 @@ async def test_a_connection_that_breaks_is_unavailable_and_replaced(postgres: Pa
             await both.database.run(lambda c: c.execute(kill))
         assert caught.value.reason == "DATABASE_UNAVAILABLE"
         assert await both.states("a") == [State.QUEUED]
+
+
+async def test_an_error_of_the_database_names_nobody(database_url: str, tmp_path: Path) -> None:
+    def twice(connection: sa.Connection) -> None:
+        for _ in range(2):
+            connection.execute(PEOPLE.insert().values({"id": "one", "file": "seeds", "content": b"somebody"}))
+
+    async with stores(database_url, tmp_path) as both:
+        with pytest.raises(Exception, match="INSERT INTO people") as caught:
+            await both.database.run(twice)
+    assert "somebody" not in str(caught.value)

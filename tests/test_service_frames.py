@@ -144,7 +144,7 @@ def test_large_and_odd_metadata(bench: Bench, metadata: list[tuple[str, Any]], c
     serves(bench)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     body=st.binary(max_size=60)
     | st.builds(lambda flag, data: frame(data, flag=flag), st.integers(0, 255), st.binary()),

@@ -105,7 +105,7 @@ async def test_a_place_that_is_left_is_given_once(database_url: str, tmp_path: P
 WORKS = st.sampled_from(["insert", "raise", "sql", "insert, raise"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(works=st.lists(WORKS, min_size=1, max_size=12))
 async def test_together_is_as_one_after_the_other(works: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     def work(number: int, kind: str) -> Callable[[sa.Connection], int]:

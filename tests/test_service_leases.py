@@ -76,7 +76,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(events=EVENTS)
 def test_whatever_happens_the_next_is_who_the_rules_say(events: list[tuple[Any, ...]]) -> None:
     """The rules are those of `fairness`, kept by hand beside the database. Nothing is lost, nothing runs twice."""

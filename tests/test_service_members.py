@@ -48,7 +48,7 @@ def audiences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Audience]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(sorted(IDS)),
     packed=st.booleans(),

@@ -44,7 +44,7 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @given(streams(), st.sampled_from(LEVELS), st.booleans(), st.sampled_from([None, 0.1, 0.9]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_equals_sorting_for_every_chunking_order_bitmap_and_level(
     stream: tuple[Scores, int, int, int], level: str, shuffled: bool, skip_share: float | None
 ) -> None:
@@ -66,7 +66,7 @@ def test_equals_sorting_for_every_chunking_order_bitmap_and_level(
 
 
 @given(streams(), st.integers(2, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_merging_equals_pushing(stream: tuple[Scores, int, int, int], parts: int) -> None:
     scores, k, chunk, seed = stream
     tops = [TopK(k, nan="skip") for _ in range(parts)]
@@ -80,7 +80,6 @@ def test_merging_equals_pushing(stream: tuple[Scores, int, int, int], parts: int
 
 
 @given(st.lists(st.floats(width=32, allow_nan=True), max_size=200), st.integers(0, 20))
-@settings(deadline=None)
 def test_equals_sorting_for_any_floats(values: list[float], k: int) -> None:
     scores = np.array(values, np.float32)
     top = TopK(k, nan="skip")

@@ -29,7 +29,7 @@ def refused_rank(distribution: Distribution, rank: float) -> bool:
 
 
 @given(streams(), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_distribution_of_few_rows_is_all_their_scores(stream: tuple[Scores, int, int, int], skips: bool) -> None:
     scores, k, chunk, seed = stream
     rng = np.random.default_rng(seed)
@@ -108,7 +108,7 @@ def test_a_distribution_with_no_row_of_its_sample_yet_has_no_ranks() -> None:
 
 
 @given(streams(), st.integers(1, 4), st.booleans(), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_same_rows_give_the_same_bytes(
     stream: tuple[Scores, int, int, int], threads: int, skips: bool, distribution: bool
 ) -> None:
@@ -137,7 +137,7 @@ def test_the_same_rows_give_the_same_bytes(
 
 
 @given(streams(), st.sampled_from([0, 0.1, 0.5, 1]), st.booleans(), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_was_saved_is_loaded_pushed_on_and_merged(
     stream: tuple[Scores, int, int, int], share: float, known: bool, distribution: bool
 ) -> None:

@@ -211,10 +211,10 @@ def lock(connection: sa.Connection, name: int) -> None:
 def _open(url: sa.URL) -> tuple[sa.Engine, str]:
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite:
-        engine = sa.create_engine(url)
+        engine = sa.create_engine(url, hide_parameters=True)  # seeds are people, and errors are logged
         _prepare_sqlite(engine)
     else:
-        engine = sa.create_engine(_impatient(url), pool_size=CONNECTIONS + 1, pool_pre_ping=True)
+        engine = sa.create_engine(_impatient(url), pool_size=CONNECTIONS + 1, pool_pre_ping=True, hide_parameters=True)
         _prepare_postgresql(engine)
     shown = url.render_as_string(hide_password=True)
     try:
