@@ -23,7 +23,7 @@ from lookalike.client import Client
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.retrieval.receipt import Receipt
-from lookalike.service import caller, opt_out_keeper, opt_outs
+from lookalike.service import caller, curation, opt_out_keeper, opt_outs
 from lookalike.service.audience_records import EVERYONE
 from lookalike.service.caller import Caller, Scope
 from lookalike.service.data_dir import DataDir
@@ -294,6 +294,54 @@ def test_a_refresh_makes_it_anew_within_the_budget(
     with pytest.raises(errors.NotFound):
         client.refresh(base.name)
     assert service.audit("refresh")[0]["audience"] == "audiences/old"
+
+
+def test_changes_are_taken_up_after_any_message(
+    client: Client, service: Service, runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curation, "USERS_A_MESSAGE", 2)
+    users = service.users
+    before = order(client, k=20).name
+    runtime.first = 7
+    after = order(client, k=20).name
+
+    def stream(token: str = "", **changes: str) -> list[Any]:
+        request = audience_pb2.StreamAudienceChangesRequest(resume_token=token, before=before, after=after)
+        for name, value in changes.items():
+            setattr(request, name, value)
+        call = client.connection.audiences.StreamAudienceChanges
+        answer: list[Any] = client.connection.call(lambda r, timeout: list(call(r, timeout=timeout)), request)
+        return answer
+
+    whole = stream()
+    assert [user for one in whole for user in one.user_ids.integers.values] == [*users[:7], *users[20:27]]
+    assert len({one.resume_token for one in whole}) == len(whole) > 6
+    for sent, message in enumerate(whole, 1):
+        assert stream(message.resume_token) == whole[sent:]
+    (nothing,) = stream(after=before)
+    assert (nothing.change, nothing.kept) == (0, 20)
+    assert stream(nothing.resume_token, after=before) == []
+
+    token = whole[0].resume_token
+    halves = f"{token.split('.')[0]}.{whole[1].resume_token.split('.')[1]}"
+    for wrong in ("x", ".", f"{token}.", token.split(".")[0], "..", halves):
+        with pytest.raises(errors.InvalidInput, match="no token of this listing"):
+            stream(wrong)
+    with pytest.raises(errors.InvalidInput, match="no token of this listing"):
+        stream(token, before=after, after=before)
+    members_token = audience_pb2.StreamAudienceMembersRequest(audience=before)
+    members_token.resume_token = token.split(".")[0]
+    with pytest.raises(errors.InvalidInput, match="no token of this listing"):
+        client.connection.call(
+            lambda r, timeout: list(client.connection.audiences.StreamAudienceMembers(r)), members_token
+        )
+    for changed in (before, after):
+        client.update_audience(changed, k=19)
+        with pytest.raises(errors.FailedPrecondition, match=changed) as caught:
+            stream(token)
+        assert (caught.value.reason, caught.value.field) == ("AUDIENCE_CHANGED", "resume_token")
+        client.update_audience(changed, k=20)
+        assert stream(token) == whole[1:]
 
 
 def test_who_opts_out_takes_no_part_in_a_refresh(client: Client, service: Service, runtime: ScriptedRuntime) -> None:
