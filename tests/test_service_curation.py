@@ -27,6 +27,7 @@ from lookalike.service import caller, curation, opt_out_keeper, opt_outs
 from lookalike.service.audience_records import EVERYONE
 from lookalike.service.caller import Caller, Scope
 from lookalike.service.data_dir import DataDir
+from lookalike.service.records import OPT_OUTS, State
 from lookalike.v1 import audience_pb2
 
 SEEDS = [3, 1, 2]
@@ -234,6 +235,40 @@ async def test_opt_outs_are_read_in_pages_and_by_number(
         assert set((await store.between("b", 0, 99, pa.int64())).to_pylist()) == everyone
         text = await store.between("b", 0, 99, pa.large_string())
         assert set(text.to_pylist()) == {"x", "", "007", str(2**63), "4", "5", str(-(2**63))}
+
+
+async def test_what_is_pending_is_counted_from_the_oldest_opt_out(database_url: str, tmp_path: Path) -> None:
+    async with stores(database_url, tmp_path) as both:
+
+        async def age(number: int, seconds: float) -> None:
+            at = time.time() - seconds
+            aged = OPT_OUTS.update().where(OPT_OUTS.c.number == number).values(created=at)
+            await both.database.run(lambda connection: connection.execute(aged))
+
+        async def pending() -> tuple[int, int]:
+            found = await both.records.pending()
+            return found.audiences, round(found.oldest_seconds / 100)
+
+        for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("unfinished", "a")):
+            await both.create(name, tenant=tenant)
+        for _ in range(3):
+            operation = await both.leases.claim()
+            assert operation is not None
+            await both.leases.finish(operation, State.SUCCEEDED)
+        assert await pending() == (0, 0)
+        for number, (tenant, seconds) in enumerate((("a", 9000), ("c", 8000), (EVERYONE, 700), ("a", 500)), 1):
+            assert await both.opt_outs.add(tenant, [number]) == 1
+            await age(number, seconds)
+        assert await pending() == (3, 90)
+        await both.records.note_opted_out("a1", 1)
+        assert await pending() == (3, 90)
+        await both.records.note_opted_out("a2", 3)
+        assert await pending() == (3, 7)
+        await both.records.note_opted_out("a1", 4)
+        await both.records.note_opted_out("b1", 3)
+        assert await pending() == (1, 5)
+        await both.records.begin_delete("a", "a2")
+        assert await pending() == (0, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- refresh

@@ -161,6 +161,7 @@ OPT_OUTS = sa.Table(
     sa.Column("tenant", sa.String(128), primary_key=True),
     sa.Column("user_id", sa.Text, primary_key=True),  # integers in decimal
     sa.Column("number", sa.BigInteger, nullable=False),  # of the call that added it
+    sa.Column("created", sa.Float, nullable=False),
     sa.Index("opt_outs_of_tenant", "tenant", "number"),
     sa.Index("opt_outs_by_number", "number"),
 )

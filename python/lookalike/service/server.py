@@ -146,7 +146,9 @@ async def serve(
             scorer = ScoringServicer(
                 pool=opened, audiences=audiences, opt_outs=keeper, runtime=scoring, metrics=metrics
             )
-            observed = Observed(store, dispatcher, runtime, folder.path, model_created, lambda: endpoint.expiry)
+            observed = Observed(
+                store, records, dispatcher, runtime, folder.path, model_created, lambda: endpoint.expiry
+            )
             watch = ObservingInterceptor(metrics, tracing)
             async with (
                 _authentication(service, folder.path) as authentication,
