@@ -118,7 +118,9 @@ async def serve(
             dispatcher = Dispatcher(
                 store,
                 ConfinedRuntime(runtime, folder.path),
-                leases=Leases(database, quotas, lease_seconds=service.lease_seconds),
+                leases=Leases(
+                    database, quotas, lease_seconds=service.lease_seconds, max_lost_runs=service.max_lost_runs
+                ),
                 jobs=folder.jobs,
                 pool=opened.path,
                 checkpoint=checkpoint_fingerprint,
