@@ -35,6 +35,7 @@ HERE: Final = Path(__file__).resolve().parent
 WORK: Final = HERE.parent / "build" / "chaos"
 CAMPAIGNS: Final = 20
 MAX_ATTEMPTS: Final = 5
+MAX_LOST_RUNS: Final = 10
 # What the service and the undisturbed run have in common; more threads would be slower on tensors so small.
 # Folds enough for a second of work, so that faults meet it.
 SETTINGS: Final = ("scoring.threads=1", "scoring.device=cpu", "adaptation.enough_held_out_seeds=1500")
@@ -45,6 +46,7 @@ SERVED: Final = (
     "torchserve.startup_timeout_seconds=240",
     "service.lease_seconds=5",
     f"service.max_attempts={MAX_ATTEMPTS}",
+    f"service.max_lost_runs={MAX_LOST_RUNS}",
 )
 
 
@@ -100,7 +102,15 @@ def chaos(arguments: argparse.Namespace) -> dict[str, Any]:
     begun = time.monotonic()
     outcome = trial.run(setup, faults, say)
     entries = ledger.read(setup.ledger)
-    verdict = judge(orders, undisturbed, entries, outcome.struck, outcome.found, max_attempts=MAX_ATTEMPTS)
+    verdict = judge(
+        orders,
+        undisturbed,
+        entries,
+        outcome.struck,
+        outcome.found,
+        max_attempts=MAX_ATTEMPTS,
+        max_lost_runs=MAX_LOST_RUNS,
+    )
     return report(arguments, outcome, verdict, time.monotonic() - begun)
 
 

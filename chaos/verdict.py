@@ -7,13 +7,13 @@ bytes of an undisturbed run, or with an error that a fault explains. Nothing els
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ledger import Entry
 from plan import Order
 
-# Faults that end a run of a job. A front that dies with its operations has their runs counted anew.
+# Faults that end a run of a job. When a front dies, runs of its operations are counted anew; those lost so, apart.
 DEADLY = frozenset({"kill-worker", "kill-jvm", "kill-leash", "kill-torchserve", "stop-worker"})
 # What may end an operation badly: the error's reason, and which fault it takes.
 EXPLAINED: Mapping[str, frozenset[str]] = {
@@ -21,6 +21,7 @@ EXPLAINED: Mapping[str, frozenset[str]] = {
     "WORKER_DIED": DEADLY,
     "WORKER_SILENT": DEADLY,
     "UNAVAILABLE": DEADLY,
+    "SERVER_DIED": frozenset({"kill-front", "stop-front", "restart-front"}),
 }
 # Codes with which a call may be refused while its service is being mistreated: each says that it may be tried again.
 REFUSALS = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"})
@@ -91,6 +92,7 @@ def judge(
     found: Found,
     *,
     max_attempts: int,
+    max_lost_runs: int,
 ) -> Verdict:
     """The verdict on a run.
 
@@ -98,8 +100,9 @@ def judge(
         undisturbed: for each content of an order `audience_sha256` and `members_sha256`.
         entries: what the clients noted.
         struck: the faults.
-        max_attempts: runs of one job before it fails, as the service was told.
+        max_attempts: runs of one job before it fails, as the service was told; max_lost_runs: those whose front dies.
     """
+    needed = {"DISK_FULL": 1, "SERVER_DIED": max_lost_runs}
     by_number = {order.number: order for order in orders}
     told = _accepted(by_number, entries)
     stored = {one.id: one for one in found.operations}
@@ -114,7 +117,14 @@ def judge(
         verdict.runs[one.attempts] += 1
         order = requests.get(one.request_id)
         if order is not None:
-            wrong = _ended_badly(one, order, undisturbed[order.content], found, entries, struck, max_attempts)
+            wrong = _ended_badly(
+                one,
+                order,
+                undisturbed[order.content],
+                found,
+                entries,
+                lambda one: _explained(one, struck, needed.get(one.reason, max_attempts)),
+            )
             verdict.wrong += [f"{order.request_id}: operations/{one.id} {text}" for text in wrong]
     for name in found.audiences.keys() - {one.id for one in found.operations if one.state == "SUCCEEDED"}:
         verdict.wrong.append(f"audiences/{name} is of no operation that succeeded")
@@ -157,8 +167,7 @@ def _ended_badly(
     expected: Mapping[str, str],
     found: Found,
     entries: Sequence[Entry],
-    struck: Sequence[Struck],
-    max_attempts: int,
+    explained: Callable[[Stored], bool],
 ) -> Iterator[str]:
     match one.state:
         case "SUCCEEDED":
@@ -173,18 +182,18 @@ def _ended_badly(
             if not any(entry.order == order.number and entry.event == "cancelled" for entry in entries):
                 yield "is cancelled, and nobody asked for it"
         case "FAILED":
-            if not _explained(one, struck, max_attempts):
+            if not explained(one):
                 yield f"failed, and no fault explains it: {one.reason}: {one.message}"
         case _:
             yield f"is not done: {one.state}"
 
 
-def _explained(one: Stored, struck: Sequence[Struck], max_attempts: int) -> bool:
+def _explained(one: Stored, struck: Sequence[Struck], needed: int) -> bool:
     """Whether enough of what may cause its error struck between its acceptance and its end."""
     until = float("inf") if one.ended is None else one.ended
     in_time = [fault for fault in struck if fault.begin <= until and fault.end >= one.created]
     causes = sum(fault.kind in EXPLAINED.get(one.reason, frozenset()) for fault in in_time)
-    return causes >= (1 if one.reason == "DISK_FULL" else max_attempts)
+    return causes >= needed
 
 
 def _lies(

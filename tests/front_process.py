@@ -1,4 +1,5 @@
-"""A front in a process of its own, whose jobs wait for a file `release` and note when they begin and end.
+"""A front in a process of its own, whose jobs wait for a file `release` and note when they begin and end. Those of the
+campaign "deadly" then kill it; of these it bears two.
 
     python front_process.py CONTROL DATA_DIR DATABASE_URL POOL LEASE_SECONDS
 
@@ -38,6 +39,8 @@ class WaitingRuntime:
             if job.cancel_flag.exists():
                 raise Cancelled("stopped by its flag")
             await asyncio.sleep(0.02)
+        if job.campaign == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
         receipt = write_audience(job, Pool.open(job.pool).user_ids(np.arange(job.k)))
         self._note("end", job)
         return receipt
@@ -57,7 +60,7 @@ async def main(control: Path, data_dir: Path, database_url: str, pool: Path, lea
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await serve(
-        config_for(data_dir, database_url=database_url, lease_seconds=lease_seconds),
+        config_for(data_dir, database_url=database_url, lease_seconds=lease_seconds, max_lost_runs=2),
         pool=pool,
         checkpoint_fingerprint=CHECKPOINT,
         runtime=WaitingRuntime(control),

@@ -56,12 +56,14 @@ def operation(
 class Stores:
     """One front's view of a database."""
 
-    def __init__(self, database: Database, quotas: QuotasConfig, max_queued: int, lease_seconds: float) -> None:
+    def __init__(
+        self, database: Database, quotas: QuotasConfig, max_queued: int, lease_seconds: float, max_lost_runs: int = 10
+    ) -> None:
         self.database = database
         self.store = OperationStore(database, Quotas(quotas), max_queued=max_queued)
         self.records = AudienceRecords(database, audience_days=0)
         self.opt_outs = OptOutStore(database)
-        self.leases = Leases(database, Quotas(quotas), lease_seconds=lease_seconds)
+        self.leases = Leases(database, Quotas(quotas), lease_seconds=lease_seconds, max_lost_runs=max_lost_runs)
 
     async def create(self, name: str, **changes: object) -> Operation:
         stored, new = await self.store.create(operation(name, **changes))
@@ -87,10 +89,11 @@ async def stores(
     *,
     max_queued: int = 100,
     lease_seconds: float = 60.0,
+    max_lost_runs: int = 10,
 ) -> AsyncIterator[Stores]:
     """`url` as `service.database_url` has it; `folder` where SQLite's file is."""
     database = await Database.open(database_url(url, folder))
     try:
-        yield Stores(database, quotas or QuotasConfig(), max_queued, lease_seconds)
+        yield Stores(database, quotas or QuotasConfig(), max_queued, lease_seconds, max_lost_runs)
     finally:
         await database.close()

@@ -48,7 +48,8 @@ FOUND = Found(OPERATIONS, {name: Kept(BYTES["audience_sha256"]) for name in ("o0
 def verdict(found: Found = FOUND, *, more: list[Entry] | None = None, struck: list[Struck] | None = None) -> Verdict:
     entries = [*ENTRIES, *(more or [])]
     undisturbed = {one.content: BYTES for one in ORDERS}
-    return judge(ORDERS, undisturbed, entries, STRUCK if struck is None else struck, found, max_attempts=ATTEMPTS)
+    faults = STRUCK if struck is None else struck
+    return judge(ORDERS, undisturbed, entries, faults, found, max_attempts=ATTEMPTS, max_lost_runs=ATTEMPTS + 1)
 
 
 def changed(number: int, **changes: object) -> Found:
@@ -122,6 +123,10 @@ def test_a_fault_explains_only_what_it_can_cause() -> None:
     died = changed(3, reason="WORKER_DIED")
     told = [wrong for wrong in verdict(died, struck=deadly).wrong if "explains" in wrong]
     assert told == []
+    killed = [Struck("kill-front", 11.5, 11.5), Struck("stop-front", 12.0, 12.5), Struck("kill-front", 13.0, 13.0)]
+    lost = changed(3, reason="SERVER_DIED")
+    for struck, explained in (([*killed, *deadly], False), ([*killed, Struck("kill-front", 13.5, 13.5)], True)):
+        assert explained is not any("explains" in wrong for wrong in verdict(lost, struck=struck).wrong)
 
 
 def test_the_plan_is_the_seeds() -> None:

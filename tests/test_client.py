@@ -126,6 +126,17 @@ class Flaky(audience_pb2_grpc.AudienceServiceServicer):
             )
             context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
 
+    def StreamAudienceChanges(self, request: Any, context: Any) -> Any:  # noqa: N802
+        for message in self.StreamAudienceMembers(request, context):
+            yield audience_pb2.StreamAudienceChangesResponse(
+                change=audience_pb2.StreamAudienceChangesResponse.CHANGE_LEFT,
+                user_ids=message.user_ids,
+                ranks=[message.start_rank, message.start_rank + 1],
+                scores=message.scores,
+                left=6,
+                resume_token=message.resume_token if request.after != "audiences/old" else "",
+            )
+
 
 @pytest.fixture
 def flaky() -> Iterator[tuple[Flaky, str]]:
@@ -145,6 +156,15 @@ def test_a_broken_stream_is_taken_up(flaky: tuple[Flaky, str], monkeypatch: pyte
         batches = list(client.members("audiences/x"))
     assert [i for batch in batches for i in batch["user_id"].to_pylist()] == list(range(6))
     assert servicer.calls == ["", "2", "2", "2", "4", "6"]
+    servicer.calls.clear()
+    with Client(address) as client:
+        changes = list(client.changes("audiences/x", "audiences/y"))
+        of_old = client.changes("audiences/x", "audiences/old")
+        assert next(of_old).members["user_id"].to_pylist() == [0, 1]
+        with pytest.raises(errors.Unavailable):
+            next(of_old)
+    assert [i for one in changes for i in one.members["user_id"].to_pylist()] == list(range(6))
+    assert servicer.calls == ["", "2", "2", "2", "4", "6", ""]
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:

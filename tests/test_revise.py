@@ -6,7 +6,8 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -22,8 +23,9 @@ from hypothesis import strategies as st
 
 from lookalike.errors import FailedPrecondition, InvalidInput, NotFound
 from lookalike.files import file_digest
-from lookalike.retrieval import revise
-from lookalike.retrieval.audience import Audience
+from lookalike.retrieval import audience as audience_module
+from lookalike.retrieval import listing, membership, revise
+from lookalike.retrieval.audience import Audience, IdsFile, MembersFile
 from lookalike.retrieval.receipt import AUDIENCE_NAME, RESERVE_NAME, Receipt
 
 BUDGETS = [0.0, 0.1, 0.25, 0.29, 0.5, 0.99, 1.0]
@@ -96,6 +98,7 @@ def test_users_who_leave_are_followed_by_whom_a_fresh_expansion_would_choose(dat
     with temporary() as folder:
         asked = {"seeds": seeds, "exclusions": excluded, "previous": previous}
         first = make_audience(folder / "a", pool, k, reserve, **asked)
+        listed = {*members(folder / "a"), *Audience.open(folder / "a").reserve()["user_id"].to_pylist()}
         for step in range(data.draw(st.integers(1, 3))):
             leaving = some(data.draw, pool, 0.3)
             gone += [user for user in leaving if user not in gone]
@@ -111,6 +114,10 @@ def test_users_who_leave_are_followed_by_whom_a_fresh_expansion_would_choose(dat
                 assert (folder / "a" / AUDIENCE_NAME).read_bytes() == (folder / f"f{step}" / AUDIENCE_NAME).read_bytes()
                 assert receipt.audience_sha256 == fresh.audience_sha256
                 assert (receipt.cutoff_score, receipt.ties_selected) == (fresh.cutoff_score, fresh.ties_selected)
+                # Only of who was listed it is known that they tied.
+                unknown = [user for user in gone if user not in listed and user not in (*seeds, *excluded)]
+                tied = int(np.count_nonzero(pool.scores[pool.rows(unknown)] == np.float32(fresh.cutoff_score or -1)))
+                assert fresh.ties_at_cutoff <= receipt.ties_at_cutoff <= fresh.ties_at_cutoff + tied
             kept = {
                 user for path in (folder / "a").glob("*.parquet") for user in pq.read_table(path)["user_id"].to_pylist()
             }
@@ -194,6 +201,46 @@ def test_a_size_is_changed_within_what_was_kept_and_back(data: st.DataObject) ->
         assert (folder / "a" / AUDIENCE_NAME).read_bytes() == bytes_before
 
 
+@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=4))
+def test_a_mean_is_numpys_however_scores_come(sizes: list[int]) -> None:
+    scores = np.random.default_rng(1).random(sum(sizes), np.float32)
+    found = membership.Mean()
+    for some in np.split(scores, np.cumsum(sizes)[:-1]):
+        found.add(some)
+    assert found.value == float(scores.mean(dtype=np.float64))
+
+
+@given(
+    st.lists(st.sampled_from([0.25, 0.5, 0.75]), max_size=20).map(lambda some: sorted(some, reverse=True)),
+    st.data(),
+)
+def test_a_cutoff_is_the_same_however_a_list_comes(scores: list[float], data: st.DataObject) -> None:
+    """Against its definition: whose last score, how many of the best have it, how many of these are members."""
+    count = len(scores)
+    chosen = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)), np.bool_)
+    if data.draw(st.booleans()):
+        chosen = np.sort(chosen)[::-1]
+    listed, beyond = data.draw(st.integers(0, count)), data.draw(st.integers(0, 3))
+    best = np.array(scores, np.float32)
+    at_end = int(np.count_nonzero(best[:listed] == best[listed - 1])) + beyond if listed else 0
+    found, place = membership.CutoffCount(), 0
+    while place < count:
+        step = data.draw(st.integers(1, 7))
+        piece = slice(place, place + step)
+        found.add(best[piece], chosen[piece], min(max(listed - place, 0), len(best[piece])))
+        place += step
+    members = np.flatnonzero(chosen)
+    if not len(members):
+        assert found.result(at_end) == membership.Cutoff(None, 0, 0)
+        return
+    last = best[members[-1]]
+    selected = int(np.count_nonzero(best[members] == last))
+    ties = selected
+    if chosen[: len(members)].all():
+        ties = at_end if listed and last == best[listed - 1] else int(np.count_nonzero(best[:listed] == last))
+    assert found.result(at_end) == membership.Cutoff(float(last), max(ties, selected), selected)
+
+
 class Killed(BaseException):
     """As a kill: nothing of ours that handles errors sees it."""
 
@@ -207,8 +254,8 @@ class Steps:
         for owner, name in (
             (revise, "sync"),
             (revise, "write_whole"),
-            (revise, "write_members"),
-            (revise, "write_ids"),
+            (MembersFile, "add"),
+            (IdsFile, "add"),
             (Path, "replace"),
             (Path, "unlink"),
         ):
@@ -300,6 +347,46 @@ def test_who_has_it_open_reads_on_as_it_was(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
     assert audience.members(299_998, 300_000)["user_id"].to_pylist() == [299_998, 299_999]
     revise.discard(tmp_path / "a")
+
+
+POOLS: list[pa.MemoryPool] = []  # which must outlive whatever was allocated in them
+
+
+def most_memory(change: Callable[[], object]) -> tuple[int, int]:
+    """Bytes at once: of Arrow's, and of Python's and numpy's."""
+    pool, usual = pa.proxy_memory_pool(pa.system_memory_pool()), pa.default_memory_pool()
+    POOLS.append(pool)
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        change()
+        return pool.max_memory(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+
+
+@pytest.mark.parametrize(("budget", "bytes_a_user"), [(None, 0), (0.1, 6)])
+def test_memory_does_not_grow_with_the_audience(
+    budget: float | None, bytes_a_user: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for flags where there is a churn budget: without it, 8 bytes of id and 4 of score would show."""
+    for owner, name in ((audience_module, "ROW_GROUP"), (listing, "ROW_GROUP"), (audience_module, "ID_GROUP")):
+        monkeypatch.setattr(owner, name, 2000)
+    monkeypatch.setattr(listing, "_LOOKED_UP", 2000)
+    peaks = []
+    for users in (40_000, 160_000):
+        pool = Scored(pa.array(np.arange(users)), np.linspace(1, 0, users))
+        previous = previous_of(pool, set(range(0, users, 2)), budget) if budget is not None else None
+        folder = tmp_path / f"{users}"
+        make_audience(folder, pool, users // 2, users // 4, previous=previous)
+        leaving = pa.array([0, 4, users // 2, 5])
+        peaks.append(most_memory(lambda folder=folder, leaving=leaving: revise.remove_users(folder, leaving)))
+        assert Receipt.read(folder).removed.listed == 4
+        peaks[-1] = max(peaks[-1], most_memory(lambda folder=folder, k=users // 3: revise.resize(folder, k)))
+    (arrow, own), (arrow_of_more, own_of_more) = peaks
+    assert arrow_of_more < 1.2 * arrow
+    assert own_of_more - own < 50_000 + 120_000 * bytes_a_user
 
 
 def test_what_changes_nothing_writes_nothing(tmp_path: Path) -> None:

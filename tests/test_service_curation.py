@@ -23,10 +23,11 @@ from lookalike.client import Client
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.retrieval.receipt import Receipt
-from lookalike.service import caller, opt_out_keeper, opt_outs
+from lookalike.service import caller, curation, opt_out_keeper, opt_outs
 from lookalike.service.audience_records import EVERYONE
 from lookalike.service.caller import Caller, Scope
 from lookalike.service.data_dir import DataDir
+from lookalike.service.records import OPT_OUTS, State
 from lookalike.v1 import audience_pb2
 
 SEEDS = [3, 1, 2]
@@ -236,6 +237,40 @@ async def test_opt_outs_are_read_in_pages_and_by_number(
         assert set(text.to_pylist()) == {"x", "", "007", str(2**63), "4", "5", str(-(2**63))}
 
 
+async def test_what_is_pending_is_counted_from_the_oldest_opt_out(database_url: str, tmp_path: Path) -> None:
+    async with stores(database_url, tmp_path) as both:
+
+        async def age(number: int, seconds: float) -> None:
+            at = time.time() - seconds
+            aged = OPT_OUTS.update().where(OPT_OUTS.c.number == number).values(created=at)
+            await both.database.run(lambda connection: connection.execute(aged))
+
+        async def pending() -> tuple[int, int]:
+            found = await both.records.pending()
+            return found.audiences, round(found.oldest_seconds / 100)
+
+        for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("unfinished", "a")):
+            await both.create(name, tenant=tenant)
+        for _ in range(3):
+            operation = await both.leases.claim()
+            assert operation is not None
+            await both.leases.finish(operation, State.SUCCEEDED)
+        assert await pending() == (0, 0)
+        for number, (tenant, seconds) in enumerate((("a", 9000), ("c", 8000), (EVERYONE, 700), ("a", 500)), 1):
+            assert await both.opt_outs.add(tenant, [number]) == 1
+            await age(number, seconds)
+        assert await pending() == (3, 90)
+        await both.records.note_opted_out("a1", 1)
+        assert await pending() == (3, 90)
+        await both.records.note_opted_out("a2", 3)
+        assert await pending() == (3, 7)
+        await both.records.note_opted_out("a1", 4)
+        await both.records.note_opted_out("b1", 3)
+        assert await pending() == (1, 5)
+        await both.records.begin_delete("a", "a2")
+        assert await pending() == (0, 0)
+
+
 # ------------------------------------------------------------------------------------------------------------- refresh
 
 
@@ -294,6 +329,54 @@ def test_a_refresh_makes_it_anew_within_the_budget(
     with pytest.raises(errors.NotFound):
         client.refresh(base.name)
     assert service.audit("refresh")[0]["audience"] == "audiences/old"
+
+
+def test_changes_are_taken_up_after_any_message(
+    client: Client, service: Service, runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curation, "USERS_A_MESSAGE", 2)
+    users = service.users
+    before = order(client, k=20).name
+    runtime.first = 7
+    after = order(client, k=20).name
+
+    def stream(token: str = "", **changes: str) -> list[Any]:
+        request = audience_pb2.StreamAudienceChangesRequest(resume_token=token, before=before, after=after)
+        for name, value in changes.items():
+            setattr(request, name, value)
+        call = client.connection.audiences.StreamAudienceChanges
+        answer: list[Any] = client.connection.call(lambda r, timeout: list(call(r, timeout=timeout)), request)
+        return answer
+
+    whole = stream()
+    assert [user for one in whole for user in one.user_ids.integers.values] == [*users[:7], *users[20:27]]
+    assert len({one.resume_token for one in whole}) == len(whole) > 6
+    for sent, message in enumerate(whole, 1):
+        assert stream(message.resume_token) == whole[sent:]
+    (nothing,) = stream(after=before)
+    assert (nothing.change, nothing.kept) == (0, 20)
+    assert stream(nothing.resume_token, after=before) == []
+
+    token = whole[0].resume_token
+    halves = f"{token.split('.')[0]}.{whole[1].resume_token.split('.')[1]}"
+    for wrong in ("x", ".", f"{token}.", token.split(".")[0], "..", halves):
+        with pytest.raises(errors.InvalidInput, match="no token of this listing"):
+            stream(wrong)
+    with pytest.raises(errors.InvalidInput, match="no token of this listing"):
+        stream(token, before=after, after=before)
+    members_token = audience_pb2.StreamAudienceMembersRequest(audience=before)
+    members_token.resume_token = token.split(".")[0]
+    with pytest.raises(errors.InvalidInput, match="no token of this listing"):
+        client.connection.call(
+            lambda r, timeout: list(client.connection.audiences.StreamAudienceMembers(r)), members_token
+        )
+    for changed in (before, after):
+        client.update_audience(changed, k=19)
+        with pytest.raises(errors.FailedPrecondition, match=changed) as caught:
+            stream(token)
+        assert (caught.value.reason, caught.value.field) == ("AUDIENCE_CHANGED", "resume_token")
+        client.update_audience(changed, k=20)
+        assert stream(token) == whole[1:]
 
 
 def test_who_opts_out_takes_no_part_in_a_refresh(client: Client, service: Service, runtime: ScriptedRuntime) -> None:

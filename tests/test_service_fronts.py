@@ -70,27 +70,36 @@ def fronts(postgres: Path, sample_pool: Path, tmp_path: Path, lease_seconds: flo
     url = new_database(postgres)
     control, data_dir = tmp_path / "control", tmp_path / "data"
     control.mkdir()
-    program = Path(__file__).with_name("front_process.py")
-    path = os.pathsep.join([str(program.parent), str(Path(lookalike.__file__).parents[1])])
     arguments = [str(one) for one in (control, data_dir, url, sample_pool, lease_seconds)]
     with contextlib.ExitStack() as stack:
-        processes = []
-        for _ in range(2):  # both at once: one of them makes the database
-            process = subprocess.Popen(
-                [sys.executable, str(program), *arguments],
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONPATH": path},
-            )
-            stack.callback(end, process)
-            processes.append(process)
+        processes = [started(stack, arguments) for _ in range(2)]  # both at once: one of them makes the database
         running = []
         for process in processes:
-            assert process.stdout is not None
-            address = process.stdout.readline().strip()
-            assert address, "a front did not start"
+            address = address_of(process)
             running.append(OneFront(process, address, stack.enter_context(Client(address, timeout=SECONDS))))
         yield Fronts(control, data_dir, running)
+
+
+def started(stack: contextlib.ExitStack, arguments: list[str]) -> subprocess.Popen[str]:
+    """A front that ends with the stack."""
+    program = Path(__file__).with_name("front_process.py")
+    path = os.pathsep.join([str(program.parent), str(Path(lookalike.__file__).parents[1])])
+    process = subprocess.Popen(
+        [sys.executable, str(program), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    stack.callback(end, process)
+    return process
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """What it prints when it serves."""
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    assert address, "a front did not start"
+    return address
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -137,6 +146,29 @@ def test_a_killed_fronts_work_is_done_by_the_other_once(fronts: Fronts) -> None:
         name.removeprefix("operations/"): fronts.second.client.operation(name).metadata().attempts for name in names
     }
     assert {name for name, count in attempts.items() if count == 2} == set(lost)
+
+
+def test_a_job_that_kills_its_server_is_given_up(sample_pool: Path, tmp_path: Path) -> None:
+    control = tmp_path / "control"
+    control.mkdir()
+    arguments = [str(control), str(tmp_path / "data"), "", str(sample_pool), "60"]
+    with contextlib.ExitStack() as stack:
+        first = started(stack, arguments)
+        with Client(address_of(first), timeout=SECONDS) as client:
+            name = order(client, campaign="deadly").name
+        wait_until((control / "log").exists)
+        first.send_signal(signal.SIGTERM)  # by an operator: that run is not counted
+        first.wait(SECONDS)
+        (control / "release").touch()
+        for _ in range(2):
+            assert started(stack, arguments).wait(SECONDS) == -signal.SIGKILL
+        with Client(address_of(started(stack, arguments)), timeout=SECONDS) as client:
+            with pytest.raises(errors.Unavailable, match="given up after 2 runs") as caught:
+                client.operation(name).result(SECONDS)
+            assert caught.value.reason == "SERVER_DIED"
+            assert client.operation(name).metadata().attempts == 3
+            assert order(client).result(SECONDS).size == 5
+        assert len(list((tmp_path / "data" / "audiences").iterdir())) == 1
 
 
 def test_a_front_that_hangs_loses_its_work_and_changes_nothing_when_it_wakes(fronts: Fronts) -> None:

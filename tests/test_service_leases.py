@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,37 @@ async def test_a_restart_runs_again_in_the_old_order_what_was_not_cancelled(data
         assert (c.error.message, c.error.field) == ("no pool", "pool")
         again = await claimed(both)
         assert (again.id, again.started, again.fence) == ("a", started, 2)
+
+
+async def test_what_keeps_losing_its_front_is_failed(database_url: str, tmp_path: Path) -> None:
+    async with stores(database_url, tmp_path, max_lost_runs=3) as both:
+        await both.create("a", audience_id="mine")
+        ended: Sequence[Operation] = []
+        for lost in range(3):
+            assert ended == []
+            for _ in range(5):  # stopped properly, it loses none
+                await both.leases.give_back(await claimed(both))
+            assert (await claimed(both)).lost == lost
+            ended = await both.leases.requeue_abandoned([], everything=True)
+        assert [(one.id, one.state, one.lost) for one in ended] == [("a", State.FAILED, 3)]
+        a = await both.store.get(TENANT, "a")
+        assert isinstance(a.error, errors.Unavailable)
+        assert (a.error.reason, a.attempts) == ("SERVER_DIED", 0)
+        assert "given up after 3 runs" in a.error.message
+        assert await both.leases.requeue_abandoned([], everything=True) == []
+        await both.create("b", audience_id="mine")  # the name is free again
+
+
+async def test_what_was_to_be_cancelled_is_when_its_front_is_lost_once_too_often(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with stores(database_url, tmp_path, max_lost_runs=1) as both:
+        for name in "ab":
+            await both.create(name)
+            await claimed(both)
+        await both.store.request_cancel(TENANT, "a")
+        assert len(await both.leases.requeue_abandoned([], everything=True)) == 2
+        assert await both.states("a", "b") == [State.CANCELLED, State.FAILED]
 
 
 async def test_what_has_a_lease_is_left_alone(both: Stores) -> None:

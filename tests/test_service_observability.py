@@ -146,6 +146,7 @@ def test_an_expansion_is_counted(observed: Observed, pool: Any) -> None:
     assert value(samples, "audience_queue_wait_seconds_count") == 1
     assert value(samples, "audience_queue_depth") == 0
     assert value(samples, "audience_operations_running") == 0
+    assert value(samples, "audience_opt_outs_pending") == value(samples, "audience_opt_outs_oldest_seconds") == 0
     assert value(samples, "audience_workers") == 1
     assert 3600 <= value(samples, "audience_model_age_seconds") < 3600 + 10 * SECONDS
     assert value(samples, "audience_store_up") == value(samples, "audience_runtime_up") == 1

@@ -184,6 +184,9 @@ class ServiceConfig:
     operation_days: NotNegative = 30.0  # done operations are forgotten after so long; 0: never
     audience_days: NotNegative = 0.0  # audiences are removed after so long; 0: never
     max_attempts: AtLeastOne = 5  # runs of one job before a worker that keeps dying fails it
+    # Runs of one job that ended with their server before it is failed. More, for a server that dies takes all its jobs
+    # along, and mostly for no fault of theirs; one that is stopped properly costs none.
+    max_lost_runs: AtLeastOne = 10
     max_message_mib: AtLeastOne = 64
     page_size: AtLeastOne = 1000
     # A server that is told to end takes no more orders, and waits so long for what runs; then it hands that over, to

@@ -68,22 +68,25 @@ class Connection:
         return _patiently(call, time.monotonic() + RETRY_SECONDS)
 
     def resumed(self, method: Callable[[Any], Iterator[Any]], request: Any) -> Iterator[Any]:
-        """A stream's messages, taken up by their `resume_token` where it breaks; `request` is changed.
+        """A stream's messages, taken up by their `resume_token` where it breaks; `request` is changed. Of a server that
+        gives none, from before there were any, nothing is taken up: it would begin anew.
 
         Raises:
             As `call`.
         """
         give_up = time.monotonic() + RETRY_SECONDS
+        resumable = True
         while True:
             try:
                 for message in method(request):
                     yield message
                     request.resume_token = message.resume_token
+                    resumable = bool(message.resume_token)
                     give_up = time.monotonic() + RETRY_SECONDS
                 return
             except grpc.RpcError as raised:
                 error = from_rpc_error(raised)
-                if not isinstance(error, Unavailable) or time.monotonic() >= give_up:
+                if not isinstance(error, Unavailable) or not resumable or time.monotonic() >= give_up:
                     raise error from raised
                 time.sleep(RETRY_DELAY)
 

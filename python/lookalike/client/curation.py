@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-import grpc
 import pyarrow as pa
 
 from lookalike.client.connection import Connection
 from lookalike.client.requests import UserIds, duration, ids_of, named, timestamp, user_ids_message
 from lookalike.errors import InvalidInput, Unavailable
-from lookalike.service.status import from_rpc_error
 from lookalike.v1 import audience_pb2
 
 OPT_OUTS_A_CALL = 100_000  # what a server takes at once
@@ -119,16 +117,16 @@ class CurationCalls:
     def changes(self, before: str, after: str) -> Iterator[Changes]:
         """Who left between two audiences, then who joined, each in order of rank; nothing where they are the same.
 
+        A stream that breaks is taken up where it broke.
+
         Raises:
-            NotFound: no such audience. FailedPrecondition: reason PRIVACY_FLOOR: there are too few to be told of.
+            NotFound: no such audience. FailedPrecondition: reason PRIVACY_FLOOR: there are too few to be told of; or
+                AUDIENCE_CHANGED: one has changed while the stream was broken.
         """
         request = audience_pb2.StreamAudienceChangesRequest(before=before, after=after)
-        try:
-            for message in self.connection.audiences.StreamAudienceChanges(request):
-                if message.change:
-                    yield _changes(message)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        for message in self.connection.resumed(self.connection.audiences.StreamAudienceChanges, request):
+            if message.change:
+                yield _changes(message)
 
     def opt_out(self, users: UserIds, *, all_tenants: bool = False) -> audience_pb2.OptOutUsersResponse:
         """Leave users out of every audience, from now on; safe to repeat.

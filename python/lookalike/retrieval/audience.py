@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,8 @@ from lookalike.retrieval.receipt import (
 
 # A page of members decodes one row group: small enough for a page to be cheap, large enough for a scan to be fast.
 ROW_GROUP = 1 << 17
+PAGE_BYTES = 1 << 20  # read at once of a file's column whose row groups may be of any size
+ID_GROUP = 1 << 20  # of files of ids, which are read from one end to the other
 
 
 class Audience:
@@ -115,6 +119,15 @@ class Audience:
                     yield from table.combine_chunks().to_batches(max_chunksize=size)
                 first += rows
 
+    def reserve_batches(self, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Who comes after the members, as `batches`."""
+        if self.receipt.reserve is not None:
+            yield from self._stream(RESERVE_NAME, size, columns)
+
+    def ids(self, name: str) -> Iterator[pa.Array]:
+        """Of a file of ids, as many at a time as one row group of ours has."""
+        return (batch["user_id"] for batch in self._stream(name, ID_GROUP, ["user_id"]))
+
     def reserve(self) -> pa.Table:
         """Who comes after the members, best first, in the form of members; empty if there is none."""
         if self.receipt.reserve is None:
@@ -136,6 +149,16 @@ class Audience:
         if not self.receipt.exclusions_sha256:
             return None
         return current(self.path, EXCLUSIONS_NAME, self.receipt)
+
+    def _stream(self, name: str, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            with pq.ParquetFile(_open(self.path, name, self.receipt), buffer_size=PAGE_BYTES) as file:
+                for group in range(file.metadata.num_row_groups):  # those of one reader stay in memory
+                    for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+                        batch["user_id"]
+                        yield batch
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise DataCorrupted(f"cannot read {self.path / name}: {error}", field=name) from error
 
     def _read(self, name: str) -> pa.Table:
         try:
@@ -186,21 +209,81 @@ def _read_group(file: pq.ParquetFile, group: int, columns: Sequence[str] | None 
         raise DataCorrupted(f"{AUDIENCE_NAME} is damaged: {error}", field=AUDIENCE_NAME) from error
 
 
+class _Rows:
+    """A Parquet file that is being written: the same rows give the same bytes, however they come. One row group of them
+    is in memory. `with` it.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, group: int) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema = schema
+        self._group = group
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = 0  # of them
+        self._written = False
+
+    def _append(self, columns: Sequence[pa.Array]) -> None:
+        batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        while batch.num_rows:
+            some = batch.slice(0, self._group - self._rows)
+            batch = batch.slice(some.num_rows)
+            self._waiting.append(some)
+            self._rows += some.num_rows
+            if self._rows == self._group:
+                self._flush()
+
+    def _flush(self) -> None:
+        table = pa.Table.from_batches(self._waiting, self._schema).combine_chunks()  # pages end where chunks do
+        self._writer.write_table(table, row_group_size=self._group)
+        self._waiting, self._rows, self._written = [], 0, True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._writer:
+            if error is None and (self._rows or not self._written):
+                self._flush()
+
+
+class MembersFile(_Rows):
+    """`audience.parquet` or `reserve.parquet`, being written."""
+
+    def __init__(self, path: Path, id_type: pa.DataType, *, first_rank: int = 1) -> None:
+        schema = pa.schema([("rank", pa.int64()), ("user_id", id_type), ("score", pa.float32())])
+        super().__init__(path, schema, ROW_GROUP)
+        self._next = first_rank
+
+    def add(self, user_ids: pa.Array, scores: npt.NDArray[np.float32]) -> None:
+        """Who comes next."""
+        ranks = np.arange(self._next, self._next + len(scores), dtype=np.int64)
+        self._append([pa.array(ranks), user_ids, pa.array(scores, pa.float32())])
+        self._next += len(scores)
+
+
+class IdsFile(_Rows):
+    """`seeds.parquet` or `previous.parquet`, being written."""
+
+    def __init__(self, path: Path, id_type: pa.DataType) -> None:
+        super().__init__(path, pa.schema([("user_id", id_type)]), ID_GROUP)
+
+    def add(self, user_ids: pa.Array) -> None:
+        """Further ids, ascending."""
+        self._append([user_ids])
+
+
 def write_members(path: Path, user_ids: pa.Array, scores: npt.NDArray[np.float32], *, first_rank: int = 1) -> None:
-    """Write `audience.parquet` or `reserve.parquet`: the same members give the same bytes."""
-    table = pa.table(
-        {
-            "rank": pa.array(np.arange(first_rank, first_rank + len(scores), dtype=np.int64)),
-            "user_id": user_ids,
-            "score": pa.array(scores, pa.float32()),
-        }
-    )
-    pq.write_table(table, path, row_group_size=ROW_GROUP, compression="zstd")
+    """Write `audience.parquet` or `reserve.parquet`."""
+    with MembersFile(path, user_ids.type, first_rank=first_rank) as file:
+        file.add(user_ids, scores)
 
 
 def write_ids(path: Path, user_ids: pa.Array) -> None:
     """Write `seeds.parquet` or `previous.parquet`: ascending ids."""
-    pq.write_table(pa.table({"user_id": user_ids}), path, compression="zstd")
+    with IdsFile(path, user_ids.type) as file:
+        file.add(user_ids)
 
 
 def write_exclusions(path: Path, id_type: pa.DataType, pieces: Iterable[pa.Array]) -> None:

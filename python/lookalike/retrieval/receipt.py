@@ -95,7 +95,7 @@ class Reserve:
             come, with a churn budget, previous members alone.
         complete: nobody but those was eligible.
         last_score: of the last of these; None if there are none.
-        ties_at_end: users of the pool scored exactly so.
+        ties_at_end: users of the pool scored exactly so; who opted out since and was not listed still counts.
     """
 
     size: int
@@ -187,7 +187,9 @@ class Receipt:
     k_requested: int
     k: int
     cutoff_score: float | None
-    ties_at_cutoff: int  # users scored at the cut-off in the whole pool; with a churn budget, among the members
+    # Users scored at the cut-off in the whole pool; with a churn budget, among the members. Who opted out since and was
+    # not listed still counts: nobody knows their scores any more.
+    ties_at_cutoff: int
     ties_selected: int  # of these, in the audience: the lower user ids
     engine: str
     device: str

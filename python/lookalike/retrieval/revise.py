@@ -12,22 +12,20 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lookalike.errors import FailedPrecondition, InvalidInput, NotFound
 from lookalike.files import file_digest, sync, write_whole
-from lookalike.retrieval.audience import Audience, ids_digest, receipt_text, revised, write_ids, write_members
-from lookalike.retrieval.membership import Flags, choose, cutoff, mean
+from lookalike.retrieval.audience import Audience, IdsFile, MembersFile, ids_digest, receipt_text, revised
+from lookalike.retrieval.listing import Left, Listing, Members, Written, split
+from lookalike.retrieval.membership import choose
 from lookalike.retrieval.receipt import (
     AUDIENCE_NAME,
     EXCLUSIONS_NAME,
@@ -37,7 +35,6 @@ from lookalike.retrieval.receipt import (
     RESERVE_NAME,
     SEEDS_NAME,
     Receipt,
-    Refresh,
     Reserve,
     Revision,
 )
@@ -46,7 +43,7 @@ LOCK_NAME = "revise.lock"
 _FILES = (AUDIENCE_NAME, RESERVE_NAME, SEEDS_NAME, EXCLUSIONS_NAME, PREVIOUS_NAME)
 _LEFT_OVER = re.compile(r"(audience|reserve|seeds|exclusions|previous)\.\d+\.parquet|manifest\.json\.tmp-.*")
 
-Write = Callable[[Path], None]
+Write = Callable[..., None]  # to paths beside
 
 
 def remove_users(folder: Path, user_ids: pa.Array) -> Receipt:
@@ -120,182 +117,157 @@ def capacity(receipt: Receipt) -> tuple[int, bool]:
     return receipt.reserve.listed, receipt.reserve.complete
 
 
-@dataclass
-class _List:
-    """Members and reserve, best first. `previous`: were members before; `members`: are they now."""
-
-    user_ids: pa.Array
-    scores: npt.NDArray[np.float32]
-    members: Flags
-    previous: Flags
-    reserve: Reserve
-
-    @classmethod
-    def of(cls, audience: Audience) -> _List:
-        receipt = audience.receipt
-        members, behind = audience.members(0, audience.num_members), audience.reserve()
-        table = pa.concat_tables([members.select(["user_id", "score"]), behind.select(["user_id", "score"])])
-        flags = np.arange(table.num_rows) < members.num_rows
-        previous_ids = audience.previous()
-        if previous_ids is not None:  # members need not be the first; equal scores go by the id, as in the pool
-            order = pc.sort_indices(table, [("score", "descending"), ("user_id", "ascending")])
-            table, flags = table.take(order), flags[order.to_numpy()]
-        ids = table["user_id"].combine_chunks()
-        previous = (
-            np.zeros(len(ids), np.bool_)
-            if previous_ids is None
-            else pc.is_in(ids, value_set=previous_ids).to_numpy(zero_copy_only=False)
-        )
-        scores = table["score"].to_numpy()
-        kept = receipt.reserve or Reserve(
-            size=0,
-            sha256="",
-            listed=len(ids),
-            complete=capacity(receipt)[1],
-            last_score=receipt.cutoff_score,
-            ties_at_end=receipt.ties_at_cutoff,
-        )
-        return cls(ids, scores, flags, previous, kept)
-
-    def without(self, gone: Flags) -> _List:
-        """Those who are left."""
-        end = self.scores[self.reserve.listed - 1 : self.reserve.listed]
-        best = gone[: self.reserve.listed]
-        tied = int(np.count_nonzero(self.scores[: self.reserve.listed][best] == end))
-        listed = self.reserve.listed - int(np.count_nonzero(best))
-        scores = self.scores[~gone]
-        last = float(scores[listed - 1]) if listed else None
-        # Whoever is better than the former last one is listed, so that all who tie with the new one can be counted.
-        ties = self.reserve.ties_at_end - tied
-        if last is not None and last != end[0]:
-            ties = int(np.count_nonzero(scores[:listed] == np.float32(last)))
-        reserve = replace(self.reserve, listed=listed, last_score=last, ties_at_end=ties if listed else 0)
-        return _List(self.user_ids.filter(pa.array(~gone)), scores, self.members[~gone], self.previous[~gone], reserve)
-
-
 class _Change:
-    """A revision in the making."""
+    """A revision in the making. Lists are read and written piece by piece, a few times over."""
 
     def __init__(self, audience: Audience) -> None:
         self._audience = audience
         self._folder = audience.path
         self._receipt = audience.receipt
-        self._list = _List.of(audience)
-        self._writes: dict[str, Write] = {}
+        self._gone = pa.array([], audience.id_type)
+        self._writes: list[tuple[tuple[str, ...], Write]] = []
         self._removed = audience.receipt.removed
-        self._gone = 0
+        self._kept = audience.receipt.reserve or Reserve(
+            size=0,
+            sha256="",
+            listed=audience.num_members,
+            complete=capacity(audience.receipt)[1],
+            last_score=audience.receipt.cutoff_score,
+            ties_at_end=audience.receipt.ties_at_cutoff,
+        )
         self.k = audience.receipt.k_requested
 
     def remove(self, user_ids: pa.Array) -> None:
         """Take users out of the list, the seeds and the exclusions."""
-        gone = _isin(self._list.user_ids, user_ids)
-        self._gone = int(np.count_nonzero(gone))
-        seeds, exclusions = self._audience.seeds(), self._exclusions()
-        left, allowed = _without(seeds, user_ids), _without(exclusions, user_ids) if exclusions is not None else None
+        self._gone = user_ids
         removed = self._removed
-        if self._gone:
-            self._list = self._list.without(gone)
-            removed = replace(removed, listed=removed.listed + self._gone)
-        if len(left) < len(seeds):
-            self._writes[SEEDS_NAME] = lambda path: write_ids(path, left)
-            removed = replace(removed, seeds=removed.seeds + len(seeds) - len(left), seeds_sha256=ids_digest([left]))
-        if exclusions is not None and allowed is not None and len(allowed) < len(exclusions):
-            self._writes[EXCLUSIONS_NAME] = lambda path: write_ids(path, allowed)
-            removed = replace(
-                removed,
-                exclusions=removed.exclusions + len(exclusions) - len(allowed),
-                exclusions_sha256=ids_digest([allowed]),
-            )
+        seeds, digest = self._strike(SEEDS_NAME)
+        if seeds:
+            removed = replace(removed, seeds=removed.seeds + seeds, seeds_sha256=digest)
+        if self._receipt.exclusions_sha256:
+            exclusions, digest = self._strike(EXCLUSIONS_NAME)
+            if exclusions:
+                removed = replace(removed, exclusions=removed.exclusions + exclusions, exclusions_sha256=digest)
         self._removed = removed
-
-    def _exclusions(self) -> pa.Array | None:
-        path = self._audience.exclusions()
-        return pq.read_table(path)["user_id"].combine_chunks() if path is not None else None
 
     def publish(self, reason: Literal["opt-out", "size"]) -> Receipt:
         """Write what has changed; nothing, if nothing has."""
-        receipt, listed = self._receipt, self._list
-        refresh = receipt.refresh
-        members = choose(
-            listed.previous,
-            listed.reserve.listed,
-            self.k,
-            receipt.churn_budget,
-            all_listed=refresh is None or refresh.all_eligible_listed,
-        )
-        if self._gone or not np.array_equal(members, listed.members):
-            self._write_list(members)
+        receipt, refresh = self._receipt, self._receipt.refresh
+        listing = Listing(self._audience, self._gone)
+        left = listing.count(self._kept)
+        members = Members(min(self.k, left.reserve.listed), None)
+        if left.previous is not None:
+            everyone = refresh is None or refresh.all_eligible_listed
+            flags = choose(left.previous, left.reserve.listed, self.k, receipt.churn_budget, all_listed=everyone)
+            members = Members(int(np.count_nonzero(flags)), flags)
+        written = None
+        # The same list with as many members has the same ones.
+        if left.gone or members.size != receipt.k:
+            written = self._write_list(listing, left, members)
         elif not self._writes and self.k == receipt.k_requested:
             return receipt
-        return self._commit(members, reason)
+        self._removed = replace(self._removed, listed=self._removed.listed + left.gone)
+        return self._commit(left, written, members.size, reason)
 
-    def _write_list(self, members: Flags) -> None:
-        listed, size = self._list, int(np.count_nonzero(members))
+    def _strike(self, name: str) -> tuple[int, str]:
+        """Take who is gone out of a file of ids, if anyone of them is in it: how many, and what is left."""
+        struck = 0
 
-        def write(path: Path, which: Flags, first_rank: int) -> None:
-            ids = listed.user_ids.filter(pa.array(which))
-            write_members(path, ids, listed.scores[which], first_rank=first_rank)
+        def left() -> Iterator[pa.Array]:
+            nonlocal struck
+            for ids, gone in split(self._audience.ids(name), self._gone):
+                struck += int(np.count_nonzero(gone))
+                yield ids.filter(pa.array(~gone))
 
-        self._writes[AUDIENCE_NAME] = lambda path: write(path, members, 1)
-        if self._receipt.reserve is not None or not members.all():
-            self._writes[RESERVE_NAME] = lambda path: write(path, ~members, size + 1)
-        if self._audience.previous() is not None:
-            known = listed.user_ids.filter(pa.array(listed.previous))
-            self._writes[PREVIOUS_NAME] = lambda path: write_ids(path, known.take(pc.sort_indices(known)))
+        digest = ids_digest(left())
 
-    def _commit(self, members: Flags, reason: Literal["opt-out", "size"]) -> Receipt:
-        before, listed = self._receipt, self._list
+        def write(path: Path) -> None:
+            with IdsFile(path, self._audience.id_type) as file:
+                for ids in left():
+                    file.add(ids)
+
+        count = struck
+        if count:
+            self._writes.append(((name,), write))
+        return count, digest
+
+    def _write_list(self, listing: Listing, left: Left, members: Members) -> Written:
+        """See to it that it is written; what is returned is known when it has been."""
+        written = Written()
+
+        def write(audience: Path, reserve: Path | None = None) -> None:
+            with ExitStack() as files:
+                kind = self._audience.id_type
+                inside = files.enter_context(MembersFile(audience, kind))
+                behind = None
+                if reserve is not None:
+                    behind = files.enter_context(MembersFile(reserve, kind, first_rank=members.size + 1))
+                for place, ids, scores in listing.left():
+                    chosen = members.of(place, len(ids))
+                    inside.add(ids.filter(pa.array(chosen)), scores[chosen])
+                    if behind is not None:
+                        behind.add(ids.filter(pa.array(~chosen)), scores[~chosen])
+                    written.add(place, scores, chosen, left.reserve.listed, members.size)
+
+        keeps = self._receipt.reserve is not None or members.size < left.total
+        self._writes.append(((AUDIENCE_NAME, RESERVE_NAME) if keeps else (AUDIENCE_NAME,), write))
+        if left.previous is not None and left.gone:
+            self._strike(PREVIOUS_NAME)
+        return written
+
+    def _commit(self, left: Left, written: Written | None, size: int, reason: Literal["opt-out", "size"]) -> Receipt:
+        before = self._receipt
         revision = before.revision + 1
-        digests = {}
-        try:
-            for name, write in self._writes.items():
-                path = revised(self._folder, name, revision)
-                write(path)
-                sync(path)
-                digests[name] = file_digest(path)
-            sync(self._folder)
-        except Exception:
-            for name in self._writes:
-                revised(self._folder, name, revision).unlink(missing_ok=True)
-            raise
-        size = int(np.count_nonzero(members))
-        cut = cutoff(listed.scores, members, listed.reserve.listed, listed.reserve.ties_at_end)
+        digests = self._write(revision)
         entry = Revision(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             reason=reason,
-            removed=self._gone,
+            removed=left.gone,
             k_requested=before.k_requested,
             k=before.k,
             audience_sha256=before.audience_sha256,
         )
-        reserve = before.reserve
-        if RESERVE_NAME in digests:
-            reserve = replace(listed.reserve, size=len(listed.scores) - size, sha256=digests[RESERVE_NAME])
         receipt = replace(
             before,
             k_requested=self.k,
             k=size,
-            cutoff_score=cut.score,
-            ties_at_cutoff=cut.ties,
-            ties_selected=cut.selected,
             audience_sha256=digests.get(AUDIENCE_NAME, before.audience_sha256),
-            reserve=reserve,
-            refresh=self._refreshed(members),
             removed=self._removed,
             revision=revision,
             revisions=(*before.revisions, entry)[-MAX_REVISIONS:],
         )
+        if written is not None:
+            cut = written.cut.result(left.reserve.ties_at_end)
+            receipt = replace(receipt, cutoff_score=cut.score, ties_at_cutoff=cut.ties, ties_selected=cut.selected)
+            if before.refresh is not None:  # its counts stay as they were found; its means are of who is there now
+                refresh = replace(
+                    before.refresh, mean_score=written.mean.value, mean_score_unbounded=written.unbounded.value
+                )
+                receipt = replace(receipt, refresh=refresh)
+        if RESERVE_NAME in digests:
+            reserve = replace(left.reserve, size=left.total - size, sha256=digests[RESERVE_NAME])
+            receipt = replace(receipt, reserve=reserve)
         write_whole(self._folder / RECEIPT_NAME, receipt_text(receipt))
         _finish(self._folder, receipt)
         return receipt
 
-    def _refreshed(self, members: Flags) -> Refresh | None:
-        """Counts of a refresh stay as they were found; its means are of who is there now."""
-        refresh, scores = self._receipt.refresh, self._list.scores
-        if refresh is None:
-            return None
-        size = int(np.count_nonzero(members))
-        return replace(refresh, mean_score=mean(scores[members]), mean_score_unbounded=mean(scores[:size]))
+    def _write(self, revision: int) -> dict[str, str]:
+        """Write the new files beside the old ones, and return their digests; none of them is left if it fails."""
+        digests = {}
+        try:
+            for names, write in self._writes:
+                paths = [revised(self._folder, name, revision) for name in names]
+                write(*paths)
+                for name, path in zip(names, paths, strict=True):
+                    sync(path)
+                    digests[name] = file_digest(path)
+            sync(self._folder)
+        except Exception:
+            for names, _ in self._writes:
+                for name in names:
+                    revised(self._folder, name, revision).unlink(missing_ok=True)
+            raise
+        return digests
 
 
 def _finish(folder: Path, receipt: Receipt) -> None:
@@ -326,12 +298,3 @@ def _held(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def _isin(user_ids: pa.Array, wanted: pa.Array) -> Flags:
-    flags: Flags = pc.is_in(user_ids, value_set=wanted).to_numpy(zero_copy_only=False)
-    return flags
-
-
-def _without(user_ids: pa.Array, gone: pa.Array) -> pa.Array:
-    return user_ids.filter(pc.invert(pc.is_in(user_ids, value_set=gone)))

@@ -46,6 +46,14 @@ class AudienceRecord:
         return self.opted_out_through < self.opt_outs
 
 
+@dataclass(frozen=True)
+class Pending:
+    """Opt-outs that are not carried out yet: in how many audiences, and for how many seconds the oldest."""
+
+    audiences: int
+    oldest_seconds: float
+
+
 class AudienceRecords:
     """Every method is awaited. What belongs to another tenant, has expired or was deleted is NotFound."""
 
@@ -87,6 +95,25 @@ class AudienceRecords:
         """Audiences, of one tenant or of all, in which users who opted out may still be."""
         mine = () if tenant is None else (AUDIENCES.c.tenant == tenant,)
         return self._select(connection, AUDIENCES.c.opted_out_through < _last_opt_out(), *mine)
+
+    @transaction
+    def pending(self, connection: sa.Connection) -> Pending:
+        """How far behind the audiences of all tenants are."""
+        missing = [
+            sa.select(sa.func.min(OPT_OUTS.c.number))
+            .where(OPT_OUTS.c.tenant == tenant, OPT_OUTS.c.number > AUDIENCES.c.opted_out_through)
+            .scalar_subquery()
+            for tenant in (AUDIENCES.c.tenant, EVERYONE)
+        ]
+        oldest = [sa.func.min(number) for number in missing]
+        behind = sa.or_(*(number.is_not(None) for number in missing))
+        query = sa.select(sa.func.count(), *oldest).select_from(AUDIENCES).where(*self._there(connection), behind)
+        count, *numbers = connection.execute(query).one()
+        if not count:
+            return Pending(0, 0.0)
+        first = OPT_OUTS.c.number == min(one for one in numbers if one is not None)
+        age = connection.scalar(sa.select(now(connection) - OPT_OUTS.c.created).where(first).limit(1))
+        return Pending(count, max(0.0, age or 0.0))
 
     @transaction
     def note_opted_out(self, connection: sa.Connection, operation_id: str, number: int) -> None:
@@ -145,8 +172,7 @@ class AudienceRecords:
     def _select(
         self, connection: sa.Connection, *wanted: Any, limit: int | None = None
     ) -> builtins.list[AudienceRecord]:
-        there = (AUDIENCES.c.published.is_not(None), AUDIENCES.c.deleted.is_(None), self._lasts(connection))
-        query = sa.select(AUDIENCES, _last_opt_out().label("opt_outs")).where(*there, *wanted)
+        query = sa.select(AUDIENCES, _last_opt_out().label("opt_outs")).where(*self._there(connection), *wanted)
         rows = connection.execute(query.order_by(AUDIENCES.c.published, AUDIENCES.c.id).limit(limit)).mappings()
         return [
             AudienceRecord(
@@ -161,6 +187,9 @@ class AudienceRecords:
             )
             for row in rows
         ]
+
+    def _there(self, connection: sa.Connection) -> tuple[Any, ...]:
+        return AUDIENCES.c.published.is_not(None), AUDIENCES.c.deleted.is_(None), self._lasts(connection)
 
     def _lasts(self, connection: sa.Connection) -> Any:
         """Whether an audience has not expired."""

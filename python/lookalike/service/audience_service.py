@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from google.longrunning import operations_pb2
 
 from lookalike import logs
 from lookalike.errors import (
-    FailedPrecondition,
     InvalidInput,
     LookalikeError,
     QuotaExceeded,
@@ -34,7 +32,7 @@ from lookalike.files import DISK_FULL, is_full
 from lookalike.pool.snapshot import Pool
 from lookalike.retrieval.audience import Audience
 from lookalike.runtime.job import ExpansionJob
-from lookalike.service import caller, observation, tokens
+from lookalike.service import caller, observation, places, tokens
 from lookalike.service.audiences import AudienceStore
 from lookalike.service.convert import (
     audience_name,
@@ -173,10 +171,14 @@ class AudienceServicer(CurationServicer):
         audience_id, audience = await self._named(request.audience)
         if request.page_size < 0:
             raise InvalidInput(f"page_size is {request.page_size}; it must be 0 or more", field="page_size")
-        start = _position(request.page_token, audience_id, audience, field="page_token")
+        start = places.place(request.page_token, audience_name(audience_id), audience, field="page_token")
         stop = min(start + min(request.page_size or self._page_size, MAX_PAGE), audience.num_members)
         members = await asyncio.to_thread(audience.members, min(start, stop), stop)
-        more = tokens.encode(stop, listing=_listing(audience_id, audience)) if stop < audience.num_members else ""
+        more = (
+            tokens.encode(stop, listing=places.listing(audience_name(audience_id), audience))
+            if stop < audience.num_members
+            else ""
+        )
         return audience_pb2.ListAudienceMembersResponse(
             members=members_page(members), next_page_token=more, total_size=audience.num_members
         )
@@ -186,10 +188,10 @@ class AudienceServicer(CurationServicer):
     ) -> AsyncIterator[audience_pb2.StreamAudienceMembersResponse]:
         """Column after column; files are read on a thread, some messages ahead of the one that is sent."""
         audience_id, audience = await self._named(request.audience)
-        listing = _listing(audience_id, audience)
+        listing = places.listing(audience_name(audience_id), audience)
         start = max(request.start_rank, 1) - 1
         if request.WhichOneof("from") == "resume_token":
-            start = _position(request.resume_token, audience_id, audience, field="resume_token")
+            start = places.place(request.resume_token, audience_name(audience_id), audience, field="resume_token")
         elif request.start_rank < 0:
             raise InvalidInput(f"start_rank is {request.start_rank}; it must be 0 or more", field="start_rank")
         packed = request.encoding == audience_pb2.MEMBER_ENCODING_PACKED
@@ -285,34 +287,6 @@ class AudienceServicer(CurationServicer):
         else:
             await _remove(folder, people)
         return stored
-
-
-def _listing(audience_id: str, audience: Audience) -> str:
-    return _listing_of(audience_id, audience.receipt.audience_sha256)
-
-
-def _listing_of(audience_id: str, sha256: str) -> str:
-    return f"{audience_name(audience_id)}\0{sha256}"
-
-
-def _position(token: str, audience_id: str, audience: Audience, *, field: str) -> int:
-    """Where a token goes on.
-
-    Raises:
-        InvalidInput: no token of this audience. FailedPrecondition: of what it was before it was changed.
-    """
-    try:
-        return tokens.decode(token, listing=_listing(audience_id, audience), field=field)
-    except InvalidInput:
-        for former in audience.receipt.revisions:
-            with suppress(InvalidInput):
-                tokens.decode(token, listing=_listing_of(audience_id, former.audience_sha256), field=field)
-                raise FailedPrecondition(
-                    f"audiences/{audience_id} has changed since, by opt-outs or of its size: read it from the start",
-                    field=field,
-                    reason="AUDIENCE_CHANGED",
-                ) from None
-        raise
 
 
 def _refreshing(folder: Path, order: Order) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from lookalike.service.filters import parse_audience_filter
 from lookalike.service.members import user_ids_message
 from lookalike.service.opt_out_keeper import OptOutKeeper
 from lookalike.service.opt_outs import OptOutStore
+from lookalike.service.places import Between
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -150,6 +151,8 @@ class CurationServicer(audience_pb2_grpc.AudienceServiceServicer):
         """Files are read on a thread; flags of all members are in memory, a byte each."""
         before = await self._open(request.before, "before")
         after = await self._open(request.after, "after")
+        between = Between(request.before, request.after, (before, after))
+        start = between.place(request.resume_token, field="resume_token")
         loop = asyncio.get_running_loop()
         left = await loop.run_in_executor(self._comparers, missing, before, after)
         joined = await loop.run_in_executor(self._comparers, missing, after, before)
@@ -161,19 +164,23 @@ class CurationServicer(audience_pb2_grpc.AudienceServiceServicer):
                 "tell of",
                 reason="PRIVACY_FLOOR",
             )
-        if not counts.left and not counts.joined:
+        if not counts.left and not counts.joined and not start:
+            counts.resume_token = between.token(before.num_members + after.num_members)
             yield counts
+        first = 0  # places go through the audience before, then through the one after
         for change, audience, flags in ((_Change.CHANGE_LEFT, before, left), (_Change.CHANGE_JOINED, after, joined)):
-            users = _flagged(audience, flags)
+            users = _flagged(audience, flags, max(start - first, 0))
             while (batch := await asyncio.to_thread(next, users, None)) is not None:
                 message = _Change(
                     change=change,
                     user_ids=user_ids_message(batch["user_id"]),
                     ranks=batch["rank"].to_numpy(),
                     scores=batch["score"].to_numpy(),
+                    resume_token=between.token(first + batch["rank"][-1].as_py()),
                 )
                 message.MergeFrom(counts)
                 yield message
+            first += audience.num_members
 
     async def OptOutUsers(
         self, request: audience_pb2.OptOutUsersRequest, context: Any
@@ -265,10 +272,9 @@ def _require_delete(record: AudienceRecord, expires: float | None) -> None:
         )
 
 
-def _flagged(audience: Audience, flags: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
-    """The flagged members, in order of rank, so many at a time as a message takes."""
-    start = 0
-    for batch in audience.batches(USERS_A_MESSAGE):
+def _flagged(audience: Audience, flags: npt.NDArray[np.bool_], start: int) -> Iterator[pa.RecordBatch]:
+    """The flagged members from rank `start + 1` on, in order of rank, so many at a time as a message takes."""
+    for batch in audience.batches(USERS_A_MESSAGE, start):
         some = batch.filter(pa.array(flags[start : start + batch.num_rows]))
         start += batch.num_rows
         if some.num_rows:

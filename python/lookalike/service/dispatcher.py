@@ -121,7 +121,7 @@ class Dispatcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for operation in self._unfinished:
             try:
-                await self._end_cancelled(await self._leases.give_back(operation))
+                await self._note_ended(await self._leases.give_back(operation))
             except Exception as error:  # then it is taken over later, by whoever finds it abandoned
                 _log.warning("cannot give operations/%s back to the queue: %s", operation.id, error)
         self.release_waiters()
@@ -398,7 +398,7 @@ class Dispatcher:
             capacity = self._runtime.capacity
             try:
                 while self._unfinished:
-                    await self._end_cancelled(await self._leases.give_back(self._unfinished[0]))
+                    await self._note_ended(await self._leases.give_back(self._unfinished[0]))
                     self._unfinished.pop(0)
                     self.wake()
                 if time.monotonic() - renewed >= min(RENEW_SECONDS, self._leases.lease_seconds / 4):
@@ -430,10 +430,12 @@ class Dispatcher:
                 running.cancel.set()
 
     async def _take_over(self, *, everything: bool = False) -> None:
-        await self._end_cancelled(await self._leases.requeue_abandoned(list(self._running), everything=everything))
+        await self._note_ended(await self._leases.requeue_abandoned(list(self._running), everything=everything))
 
-    async def _end_cancelled(self, operations: Sequence[Operation]) -> None:
+    async def _note_ended(self, operations: Sequence[Operation]) -> None:
+        """Of what was ended while it was in nobody's hands."""
         for operation in operations:
+            _log.info("operations/%s: %s: %s", operation.id, operation.state.value, operation.error)
             self._metrics.ended(operation.progress, operation.error)
             self._tell_end(operation.id)
             await self._forget_job(operation)

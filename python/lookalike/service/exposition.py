@@ -1,6 +1,6 @@
-"""Shows Prometheus the metrics over HTTP, with those that are looked up when it asks: the queue, the runtime, the disk.
+"""Shows Prometheus the metrics over HTTP, with those that are looked up when it asks: queue, opt-outs, runtime, disk.
 
-Knows metrics, the store and the runtime's health; knows no gRPC. The server answers on threads of its own.
+Knows metrics, the stores and the runtime's health; knows no gRPC. The server answers on threads of its own.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from prometheus_client.registry import Collector
 from lookalike.addresses import check_address
 from lookalike.errors import LookalikeError, Unavailable
 from lookalike.runtime.job import Runtime
+from lookalike.service.audience_records import AudienceRecords, Pending
 from lookalike.service.dispatcher import Dispatcher
 from lookalike.service.metrics import Metrics
 from lookalike.service.operations import OperationStore, Queue
 
 _log = logging.getLogger(__name__)
 
-STORE_SECONDS = 3.0  # for the queue, of a scrape's usual ten
+STORE_SECONDS = 3.0  # for the database, of a scrape's usual ten
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Observed:
     """
 
     store: OperationStore
+    records: AudienceRecords
     dispatcher: Dispatcher
     runtime: Runtime
     data_dir: Path
@@ -92,18 +94,24 @@ class _Looker(Collector):
     def collect(self) -> Iterator[Metric]:
         """What cannot be learnt now is left out: an old number would be a wrong one."""
         it, health = self._it, self._it.runtime.health()
-        queue = self._queue()
+        stored = self._stored()
         gauges = {
-            "audience_store_up": ("Whether the operations database answers.", float(queue is not None)),
+            "audience_store_up": ("Whether the operations database answers.", float(stored is not None)),
             "audience_operations_running": ("Operations that run in this front.", float(it.dispatcher.running)),
             "audience_workers": ("Workers there should be.", float(max(health.workers, it.runtime.capacity))),
             "audience_workers_ready": ("Workers that are well.", float(health.workers_ready)),
             "audience_runtime_up": ("Whether what runs expansions does.", float(health.up)),
             "audience_runtime_memory_bytes": ("Of its own processes, shared pages divided.", _memory(health.pids)),
         }
-        if queue is not None:
+        if stored is not None:
+            queue, pending = stored
             gauges["audience_queue_depth"] = ("Operations that wait, of all fronts.", float(queue.depth))
             gauges["audience_queue_oldest_seconds"] = ("How long the oldest of them has.", queue.oldest_seconds)
+            gauges["audience_opt_outs_pending"] = (
+                "Audiences that users who opted out must still be taken out of, of all fronts.",
+                float(pending.audiences),
+            )
+            gauges["audience_opt_outs_oldest_seconds"] = ("Since the oldest of them opted out.", pending.oldest_seconds)
         if it.model_created is not None:
             age = max(0.0, time.time() - it.model_created)
             gauges["audience_model_age_seconds"] = ("Since the general model was made.", age)
@@ -126,9 +134,9 @@ class _Looker(Collector):
             "audience_worker_restarts", "Times a worker of it was started again.", health.worker_restarts
         )
 
-    def _queue(self) -> Queue | None:
-        async def ask() -> Queue:
-            return await self._it.store.queue()
+    def _stored(self) -> tuple[Queue, Pending] | None:
+        async def ask() -> tuple[Queue, Pending]:
+            return await self._it.store.queue(), await self._it.records.pending()
 
         asked = asyncio.run_coroutine_threadsafe(ask(), self._loop)
         try:

@@ -11,11 +11,11 @@ from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
-from lookalike.errors import DataCorrupted, LookalikeError, quoted
+from lookalike.errors import DataCorrupted, LookalikeError, Unavailable, quoted
 from lookalike.retrieval.receipt import Progress
 from lookalike.service.database import CLAIM_LOCK, Database, lock, now, transaction
 from lookalike.service.fairness import Quotas, Turn, Waiting
-from lookalike.service.operations import cancel, select
+from lookalike.service.operations import cancel, end_without_audience, select
 from lookalike.service.people import NAME, People
 from lookalike.service.records import (
     AUDIENCES,
@@ -35,9 +35,11 @@ _RUNNING = OPERATIONS.c.state == State.RUNNING.value
 class Leases:
     """Every method is awaited."""
 
-    def __init__(self, database: Database, quotas: Quotas, *, lease_seconds: float) -> None:
+    def __init__(self, database: Database, quotas: Quotas, *, lease_seconds: float, max_lost_runs: int) -> None:
+        """`max_lost_runs`: of one job that ended with their front; then it is failed."""
         self._database = database
         self._quotas = quotas
+        self._max_lost_runs = max_lost_runs
         self._owner = uuid.uuid4().hex
         self.lease_seconds = lease_seconds
 
@@ -143,14 +145,17 @@ class Leases:
     def requeue_abandoned(
         self, connection: sa.Connection, keep: Collection[str], *, everything: bool = False
     ) -> list[Operation]:
-        """Put what nobody runs any more back into its old places; returns what was cancelled instead, as was asked for.
+        """Put what nobody runs any more back into its old places; returns what was ended instead: what was to be
+        cancelled, and what has lost too many runs with their fronts.
 
         That is what has no lease any more, but for `keep`, which runs here; or `everything`, when no other front is.
+        Whatever a front leaves behind when it dies comes by here, and nothing that it hands over when it is stopped.
         """
         over = sa.or_(
             sa.literal(everything), OPERATIONS.c.lease_until.is_(None), OPERATIONS.c.lease_until < now(connection)
         )
-        return _requeue(connection, sa.and_(OPERATIONS.c.id.not_in(keep), over), skip_locked=True)
+        left = sa.and_(OPERATIONS.c.id.not_in(keep), over)
+        return _requeue(connection, left, skip_locked=True, max_lost_runs=self._max_lost_runs)
 
     def _turns(self, connection: sa.Connection) -> Sequence[Turn]:
         running = sa.select(OPERATIONS.c.tenant, sa.func.count()).where(_RUNNING).group_by(OPERATIONS.c.tenant)
@@ -199,15 +204,30 @@ def _learn(connection: sa.Connection, seconds: float) -> None:
     connection.execute(INSTALLATION.update().values(run_seconds=sa.func.coalesce(0.9 * mean + 0.1 * seconds, seconds)))
 
 
-def _requeue(connection: sa.Connection, which: sa.ColumnElement[bool], *, skip_locked: bool) -> list[Operation]:
-    """Returns those that were cancelled instead."""
-    lost = sa.select(OPERATIONS.c.id, OPERATIONS.c.cancel_requested).where(_RUNNING, which)
-    cancelled = []
-    for operation_id, wanted in connection.execute(lost.with_for_update(skip_locked=skip_locked)).all():
+def _requeue(
+    connection: sa.Connection, which: sa.ColumnElement[bool], *, skip_locked: bool, max_lost_runs: int | None = None
+) -> list[Operation]:
+    """Returns those that were ended instead. `max_lost_runs`: their fronts are lost; so often, and they fail."""
+    columns = OPERATIONS.c.id, OPERATIONS.c.cancel_requested, OPERATIONS.c.lost
+    found = sa.select(*columns).where(_RUNNING, which).with_for_update(skip_locked=skip_locked)
+    ended = []
+    for operation_id, wanted, before in connection.execute(found).all():
+        lost = before if max_lost_runs is None else before + 1
         if wanted:
             cancel(connection, operation_id)
-            cancelled += select(connection, OPERATIONS.c.id == operation_id)
+        elif max_lost_runs is not None and lost >= max_lost_runs:
+            end_without_audience(connection, operation_id, State.FAILED, _server_died(lost), lost=lost)
         else:
-            back = {"state": State.QUEUED.value, "owner": None, "lease_until": None}
+            back = {"state": State.QUEUED.value, "owner": None, "lease_until": None, "lost": lost}
             connection.execute(OPERATIONS.update().where(OPERATIONS.c.id == operation_id).values(back))
-    return cancelled
+            continue
+        ended += select(connection, OPERATIONS.c.id == operation_id)
+    return ended
+
+
+def _server_died(lost: int) -> LookalikeError:
+    return Unavailable(
+        f"given up after {lost} runs whose server died, or was silent for too long, before they ended; if the job "
+        "takes more memory than there is, give the server more, or run jobs apart from it (service.runtime=torchserve)",
+        reason="SERVER_DIED",
+    )

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from lookalike.errors import AlreadyExists, Cancelled, FailedPrecondition, NotFound, QuotaExceeded
+from lookalike.errors import AlreadyExists, Cancelled, FailedPrecondition, LookalikeError, NotFound, QuotaExceeded
 from lookalike.service.database import Database, now, transaction
 from lookalike.service.fairness import Quotas
 from lookalike.service.metrics import Metrics
@@ -276,12 +276,19 @@ def one_of(connection: sa.Connection, tenant: str, operation_id: str, *, lock_it
 
 
 def cancel(connection: sa.Connection, operation_id: str) -> None:
-    """End it as CANCELLED; its audience's name is free again."""
-    error = error_text(Cancelled("cancelled by CancelOperation"))
+    """End it as CANCELLED."""
+    error = Cancelled("cancelled by CancelOperation")
+    end_without_audience(connection, operation_id, State.CANCELLED, error, cancel_requested=True)
+
+
+def end_without_audience(
+    connection: sa.Connection, operation_id: str, state: State, error: LookalikeError, **values: object
+) -> None:
+    """End it whoever has it; its audience's name is free again."""
     connection.execute(
         OPERATIONS.update()
         .where(OPERATIONS.c.id == operation_id)
-        .values(state=State.CANCELLED.value, cancel_requested=True, ended=now(connection), error=error)
+        .values(state=state.value, ended=now(connection), error=error_text(error), **values)
     )
     connection.execute(AUDIENCES.delete().where(AUDIENCES.c.id == operation_id))
     connection.execute(PEOPLE.delete().where(PEOPLE.c.id == operation_id))

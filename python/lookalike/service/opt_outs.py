@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from lookalike.service.audience_records import EVERYONE
-from lookalike.service.database import OPT_OUT_LOCK, Database, lock, transaction
+from lookalike.service.database import OPT_OUT_LOCK, Database, lock, now, transaction
 from lookalike.service.records import OPT_OUTS
 
 PAGE = 50_000  # users read in one transaction, so that nobody else waits long
@@ -34,7 +34,8 @@ class OptOutStore:
         lock(connection, OPT_OUT_LOCK)  # a lower number must not be seen later than a higher one
         number = int(connection.scalar(sa.select(sa.func.max(OPT_OUTS.c.number))) or 0) + 1
         insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        rows = [{"tenant": tenant, "user_id": str(user_id), "number": number} for user_id in user_ids]
+        same = {"tenant": tenant, "number": number, "created": connection.scalar(sa.select(now(connection)))}
+        rows = [{**same, "user_id": str(user_id)} for user_id in user_ids]
         if rows:
             connection.execute(insert(OPT_OUTS).on_conflict_do_nothing(), rows)
         new = sa.select(sa.func.count()).where(OPT_OUTS.c.tenant == tenant, OPT_OUTS.c.number == number)

@@ -62,7 +62,7 @@ class Operation:
         audience_id: what the tenant knows the audience by: its own choice, or `id`.
         number: order of acceptance.
         request_sha256: of the request's content, to tell a repetition from a misuse of its `request_id`.
-        attempts: runs begun.
+        attempts: runs begun. lost: those that ended with their server, which died or was silent.
         fence: counts claims; who holds an older one has lost the operation.
         queue_position: the tenant's operations ahead in the queue; 0 when not queued.
         audience_ttl, audience_expires: seconds, and a time, after which its audience goes; of a new one alone.
@@ -83,6 +83,7 @@ class Operation:
     progress: Progress | None = None
     users_scored: int = 0
     attempts: int = 0
+    lost: int = 0
     fence: int = 0
     cancel_requested: bool = False
     started: float | None = None
@@ -117,6 +118,7 @@ OPERATIONS = sa.Table(
     sa.Column("users_scored", sa.BigInteger, nullable=False),
     sa.Column("users_total", sa.BigInteger, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("lost", sa.Integer, nullable=False),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("started", sa.Float),
@@ -161,6 +163,7 @@ OPT_OUTS = sa.Table(
     sa.Column("tenant", sa.String(128), primary_key=True),
     sa.Column("user_id", sa.Text, primary_key=True),  # integers in decimal
     sa.Column("number", sa.BigInteger, nullable=False),  # of the call that added it
+    sa.Column("created", sa.Float, nullable=False),
     sa.Index("opt_outs_of_tenant", "tenant", "number"),
     sa.Index("opt_outs_by_number", "number"),
 )
@@ -212,6 +215,7 @@ def to_row(operation: Operation) -> dict[str, Any]:
         "users_scored": 0,
         "users_total": operation.users_total,
         "attempts": 0,
+        "lost": 0,
         "fence": 0,
         "cancel_requested": False,
         "created": operation.created,
@@ -262,6 +266,7 @@ def _from_row(row: Any) -> Operation:
         progress=Progress(Stage(stage), row["stage_done"], row["stage_total"]) if stage else None,
         users_scored=row["users_scored"],
         attempts=row["attempts"],
+        lost=row["lost"],
         fence=row["fence"],
         cancel_requested=row["cancel_requested"],
         started=row["started"],

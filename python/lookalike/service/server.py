@@ -118,7 +118,9 @@ async def serve(
             dispatcher = Dispatcher(
                 store,
                 ConfinedRuntime(runtime, folder.path),
-                leases=Leases(database, quotas, lease_seconds=service.lease_seconds),
+                leases=Leases(
+                    database, quotas, lease_seconds=service.lease_seconds, max_lost_runs=service.max_lost_runs
+                ),
                 jobs=folder.jobs,
                 pool=opened.path,
                 checkpoint=checkpoint_fingerprint,
@@ -146,7 +148,9 @@ async def serve(
             scorer = ScoringServicer(
                 pool=opened, audiences=audiences, opt_outs=keeper, runtime=scoring, metrics=metrics
             )
-            observed = Observed(store, dispatcher, runtime, folder.path, model_created, lambda: endpoint.expiry)
+            observed = Observed(
+                store, records, dispatcher, runtime, folder.path, model_created, lambda: endpoint.expiry
+            )
             watch = ObservingInterceptor(metrics, tracing)
             async with (
                 _authentication(service, folder.path) as authentication,

@@ -32,7 +32,7 @@ def decode(token: str, *, listing: str, field: str) -> int:
             return position
     except (ValueError, TypeError, RecursionError):
         pass
-    raise _foreign(field)
+    raise foreign(field)
 
 
 def encode_place(moment: float, name: str, *, listing: str) -> str:
@@ -55,10 +55,11 @@ def decode_place(token: str, *, listing: str, field: str) -> tuple[float, str] |
             return moment, name
     except (ValueError, TypeError, RecursionError):
         pass
-    raise _foreign(field)
+    raise foreign(field)
 
 
-def _foreign(field: str) -> InvalidInput:
+def foreign(field: str) -> InvalidInput:
+    """What is raised of a token that is none of ours, or of another listing."""
     return InvalidInput(
         f"'{field}' is no token of this listing; pass one it returned, with the other arguments unchanged",
         field=field,

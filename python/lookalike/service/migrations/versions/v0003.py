@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """From 0002; an older front that is still at work leaves the new columns as they are."""
+    """From 0002."""
     op.add_column("operations", sa.Column("audience_gone", sa.String(16)))
     op.add_column("operations", sa.Column("audience_gone_at", sa.Float))
     op.add_column("audiences", sa.Column("campaign", sa.Text, nullable=False, server_default=""))
