@@ -32,6 +32,7 @@ from lookalike.errors import (
 from lookalike.files import DISK_FULL
 from lookalike.service.group_commit import Lane, sqlite_code
 from lookalike.service.records import INSTALLATION
+from lookalike.service.statements import execute
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -240,7 +241,7 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        execute(connection, "BEGIN IMMEDIATE")
 
 
 def _impatient(url: sa.URL) -> sa.URL:
