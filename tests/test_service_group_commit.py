@@ -90,6 +90,27 @@ async def test_each_of_many_at_once_is_stored_once_and_a_wrong_one_alone_is_refu
         assert commits() <= 5 + -(-len(waiting) // GROUP) + 4  # held, the groups, and the looks above
 
 
+async def test_what_the_database_refuses_is_undone_alone(database_url: str, tmp_path: Path) -> None:
+    async with stores(database_url, tmp_path) as both:
+        await both.create("taken")
+        async with held(both):
+            waiting = [
+                asyncio.ensure_future(both.store.create(operation(name), People({"seeds": name.encode()})))
+                for name in ("a", "taken", "b")
+            ]
+            await asyncio.sleep(0)
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(end) for end in ends] == [tuple, sa.exc.IntegrityError, tuple]
+        assert {one.id for one in await rows(both, AUDIENCES)} == {"taken", "a", "b"}
+        assert {(one.id, one.content) for one in await rows(both, PEOPLE)} == {("a", b"a"), ("b", b"b")}
+        (tenant,) = await rows(both, TENANTS)
+        assert tenant.accepted == 3
+        # Alone, too: nothing of it is left behind on the connection.
+        with pytest.raises(sa.exc.IntegrityError):
+            await both.store.create(operation("taken"))
+        await both.create("c")
+
+
 async def test_a_place_that_is_left_is_given_once(database_url: str, tmp_path: Path) -> None:
     async with stores(database_url, tmp_path, QuotasConfig(queued=5)) as both:
         async with held(both):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections import deque
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -31,11 +32,14 @@ class _Waiting:
     work: Callable[[sa.Connection], Any]
     turn: str
     context: Context  # the caller's, so that what is logged is about the same operation
-    future: Future[Any]
+    future: asyncio.Future[Any]
+
+
+_End = tuple[_Waiting, Any, BaseException | None]
 
 
 class Lane:
-    """Threads that take what waits, `most` at a time, and do it in one transaction."""
+    """Threads that take what waits, `most` at a time, and do it in one transaction. Of one event loop; close it."""
 
     def __init__(
         self, engine: sa.Engine, *, threads: int, most: int, on_failure: Callable[[], None], name: str
@@ -44,8 +48,13 @@ class Lane:
         self._engine = engine
         self._most = most
         self._on_failure = on_failure
-        self._waiting: deque[_Waiting] = deque()
-        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
+        self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
+        # Executors hand every work over by two futures and a wake-up of its own, which costs as much as small works do.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True) for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def run(self, work: Callable[[sa.Connection], _T], turn: str = "") -> asyncio.Future[_T]:
         """Have `work` done; of those that share a transaction the least `turn` is first.
@@ -54,46 +63,47 @@ class Lane:
             ResourceExhausted: reason DISK_FULL: SQLite's disk is full; nothing is done.
             Unavailable: the database does not answer; whether the work is done is then unknown.
         """
-        future: Future[_T] = Future()
-        self._waiting.append(_Waiting(work, turn, copy_context(), future))
-        self._threads.submit(self._transact)
-        return asyncio.wrap_future(future)
+        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._waiting.put(_Waiting(work, turn, copy_context(), future))
+        return future
 
     def close(self) -> None:
         """Wait for all that was begun, also where nobody waits for it any more."""
-        self._threads.shutdown()
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    def _transact(self) -> None:
-        group = self._taken()
-        if not group:
-            return
-        ends: list[tuple[Any, BaseException | None]]
+    def _work(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            if group := self._joined(first):
+                ends = self._transact(group)
+                with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+                    group[0].future.get_loop().call_soon_threadsafe(_tell, ends)
+
+    def _joined(self, first: _Waiting) -> list[_Waiting]:
+        """With what waits behind it and nobody has given up, in the order in which they are done."""
+        group = [first]
+        with suppress(Empty):
+            while len(group) < self._most:
+                one = self._waiting.get_nowait()
+                if one is None:  # for whoever looks next
+                    self._waiting.put(None)
+                    break
+                group.append(one)
+        return sorted((one for one in group if not one.future.cancelled()), key=lambda one: one.turn)
+
+    def _transact(self, group: list[_Waiting]) -> list[_End]:
         try:
             with self._engine.begin() as connection:
                 if len(group) == 1:
-                    ends = [(group[0].context.run(group[0].work, connection), None)]
-                else:
-                    ends = [self._apart(connection, one) for one in group]
+                    return [(group[0], group[0].context.run(group[0].work, connection), None)]
+                return [self._apart(connection, one) for one in group]
         except BaseException as raised:  # nothing of it is done
-            ends = [(None, self._told(raised))] * len(group)
-        for one, (result, failure) in zip(group, ends, strict=True):
-            if failure is None:
-                one.future.set_result(result)
-            else:
-                one.future.set_exception(failure)
+            failure = self._told(raised)
+            return [(one, None, failure) for one in group]
 
-    def _taken(self) -> list[_Waiting]:
-        group: list[_Waiting] = []
-        while len(group) < self._most:
-            try:
-                one = self._waiting.popleft()
-            except IndexError:
-                break
-            if one.future.set_running_or_notify_cancel():
-                group.append(one)
-        return sorted(group, key=lambda one: one.turn)
-
-    def _apart(self, connection: sa.Connection, one: _Waiting) -> tuple[Any, BaseException | None]:
+    def _apart(self, connection: sa.Connection, one: _Waiting) -> _End:
         """What a work of a group returns, or raises: then it has done nothing, and the transaction goes on."""
         driver: Any = connection.connection.driver_connection
         _execute(driver, "SAVEPOINT work")
@@ -104,9 +114,9 @@ class Lane:
             if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
                 raise
             _execute(driver, "ROLLBACK TO SAVEPOINT work")
-            return None, self._told(raised)
+            return one, None, self._told(raised)
         _execute(driver, "RELEASE SAVEPOINT work")
-        return result, None
+        return one, result, None
 
     def _told(self, error: BaseException) -> BaseException:
         """What whoever waits is told."""
@@ -121,6 +131,16 @@ class Lane:
             told = Unavailable("the operations database does not answer; try again", reason="DATABASE_UNAVAILABLE")
         told.__cause__ = error
         return told
+
+
+def _tell(ends: list[_End]) -> None:
+    for one, result, failure in ends:
+        if one.future.cancelled():
+            continue
+        if failure is None:
+            one.future.set_result(result)
+        else:
+            one.future.set_exception(failure)
 
 
 def _execute(driver: Any, statement: str) -> None:

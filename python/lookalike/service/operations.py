@@ -33,6 +33,7 @@ from lookalike.service.records import (
     from_row,
     to_row,
 )
+from lookalike.service.statements import Statement, together
 
 DAY = 86_400
 RUN_SECONDS = 30.0  # of an operation, while none has succeeded
@@ -41,17 +42,8 @@ RETRY_LIMITS = (1.0, 3600.0)
 _QUEUED = OPERATIONS.c.state == State.QUEUED.value
 ACTIVE = (State.QUEUED.value, State.RUNNING.value)
 
-# What every submission and every look at an operation runs is made here, once: making a statement takes SQLAlchemy
-# five times as long as running it.
-_HOLD_TENANT = (
-    sa.select(TENANTS.c.day, TENANTS.c.accepted).where(TENANTS.c.tenant == sa.bindparam("tenant")).with_for_update()
-)
-_COUNT_ACCEPTED = (
-    TENANTS.update()
-    .where(TENANTS.c.tenant == sa.bindparam("of"))
-    .values(day=sa.bindparam("today"), accepted=sa.bindparam("count"))
-)
-_INSERTS = {table: table.insert() for table in (OPERATIONS, AUDIENCES, PEOPLE)}
+# What every look at an operation runs is made here, once: making a statement takes SQLAlchemy five times as long as
+# running it. What every submission runs is not run by SQLAlchemy at all.
 _MINE = sa.select(OPERATIONS).where(OPERATIONS.c.tenant == sa.bindparam("tenant"))
 _BY_ID = _MINE.where(OPERATIONS.c.id == sa.bindparam("id"))
 _BY_ID_LOCKED = _BY_ID.with_for_update()
@@ -71,6 +63,30 @@ _AHEAD = _QUEUE_OF.where(
     < sa.tuple_(sa.bindparam("due", type_=sa.Float), sa.bindparam("number", type_=sa.Integer))
 )
 _BEHIND = _QUEUE_OF.where(OPERATIONS.c.due > sa.bindparam("due", type_=sa.Float))
+_HOLD_TENANT = Statement(
+    sa.select(TENANTS.c.day, TENANTS.c.accepted).where(TENANTS.c.tenant == sa.bindparam("tenant")).with_for_update()
+)
+_LOOK = Statement(
+    sa.select(
+        sa.select(OPERATIONS.c.number)
+        .where(
+            OPERATIONS.c.tenant == sa.bindparam("tenant"),
+            OPERATIONS.c.request_id == sa.bindparam("request_id", type_=sa.String),
+        )
+        .scalar_subquery(),
+        _QUEUE_OF.scalar_subquery(),
+        _BEHIND.scalar_subquery(),
+        sa.select(sa.func.count()).where(_QUEUED).scalar_subquery(),
+    )
+)
+_COUNT_ACCEPTED = Statement(
+    TENANTS.update()
+    .where(TENANTS.c.tenant == sa.bindparam("of"))
+    .values(day=sa.bindparam("today"), accepted=sa.bindparam("count"))
+)
+_INSERT_OPERATION = Statement(OPERATIONS.insert())
+_INSERT_AUDIENCE = Statement(AUDIENCES.insert())
+_INSERT_PEOPLE = Statement(PEOPLE.insert())
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,23 @@ class Load:
             return 0.0
         ahead = min(self.queued_by_all, self.queued * self.tenants + self.tenants - 1)
         return (ahead + 1) / slots * self.run_seconds
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a submission looks at.
+
+    Attributes:
+        known: whether its `request_id` names an operation already.
+        accepted: the tenant's operations of today.
+        queued: those that wait. behind: those of them that would go after it. queued_by_all: everyone's.
+    """
+
+    known: bool
+    accepted: int
+    queued: int
+    behind: int
+    queued_by_all: int
 
 
 @dataclass(frozen=True)
@@ -128,25 +161,26 @@ class OperationStore:
         return self._database.accept(lambda connection: self._create(connection, operation, people), operation.tenant)
 
     def _create(self, connection: sa.Connection, operation: Operation, people: People | None) -> tuple[Operation, bool]:
-        accepted = _hold_tenant(connection, operation.tenant)
+        tenant = operation.tenant
+        seen = _look(connection, operation)
         own = operation.audience_id if operation.audience_id != operation.id else None
-        known = _known(connection, operation.tenant, operation.request_id, own, operation.request_sha256)
-        if known is not None:
-            return known, False
+        if seen.known or own:
+            known = _known(connection, tenant, operation.request_id, own, operation.request_sha256)
+            if known is not None:
+                return known, False
         try:
-            queued = self._admit(connection, operation.tenant, accepted)
+            self._admit(connection, tenant, seen)
         except QuotaExceeded as refused:
             self._metrics.refused(refused.quota)
             raise
-        key = connection.execute(_INSERTS[OPERATIONS], to_row(operation)).inserted_primary_key
-        connection.execute(_INSERTS[AUDIENCES], audience_row(operation))
-        if people is not None:
-            files = [{"id": operation.id, "file": name, "content": one} for name, one in people.files.items()]
-            connection.execute(_INSERTS[PEOPLE], files)
-        connection.execute(_COUNT_ACCEPTED, {"of": operation.tenant, "today": _today(), "count": accepted + 1})
-        behind = connection.scalar(_BEHIND, {"tenant": operation.tenant, "due": operation.due})
-        assert key is not None
-        return replace(operation, number=key[0], queue_position=queued - (behind or 0)), True
+        with together(connection):
+            inserted = _INSERT_OPERATION.run(connection, to_row(operation))
+            _INSERT_AUDIENCE.run(connection, audience_row(operation))
+            for name, content in people.files.items() if people is not None else ():
+                _INSERT_PEOPLE.run(connection, {"id": operation.id, "file": name, "content": content})
+            _COUNT_ACCEPTED.run(connection, {"of": tenant, "today": _today(), "count": seen.accepted + 1})
+        number = inserted.lastrowid if connection.dialect.name == "sqlite" else inserted.fetchone()[0]
+        return replace(operation, number=number, queue_position=seen.queued - seen.behind), True
 
     @transaction
     def find(
@@ -227,30 +261,29 @@ class OperationStore:
         depth, oldest = connection.execute(query).one()
         return Queue(depth, max(0.0, oldest or 0.0))
 
-    def _admit(self, connection: sa.Connection, tenant: str, accepted: int) -> int:
-        """How many operations the tenant has in the queue."""
+    def _admit(self, connection: sa.Connection, tenant: str, seen: _Seen) -> None:
         quota = self._quotas.of(tenant)
-        if quota.per_day is not None and accepted >= quota.per_day:
+        if quota.per_day is not None and seen.accepted >= quota.per_day:
             raise QuotaExceeded(
-                f"{accepted} operations were accepted since midnight UTC, the most allowed in a day",
+                f"{seen.accepted} operations were accepted since midnight UTC, the most allowed in a day",
                 quota="quotas.per_day",
                 subject=f"tenant:{tenant}",
                 retry_seconds=DAY - time.time() % DAY,
             )
+        if seen.queued < quota.queued and seen.queued_by_all < self._max_queued:
+            return
         load = _load(connection, tenant)
-        if load.queued < quota.queued and load.queued_by_all < self._max_queued:
-            return load.queued
         least, most = RETRY_LIMITS
         soon = min(max(load.run_seconds / max(1, load.running), least), most)
-        if load.queued >= quota.queued:
+        if seen.queued >= quota.queued:
             raise QuotaExceeded(
-                f"{load.queued} operations are queued, the most allowed; try again later",
+                f"{seen.queued} operations are queued, the most allowed; try again later",
                 quota="quotas.queued",
                 subject=f"tenant:{tenant}",
                 retry_seconds=min(max(soon * max(1, load.tenants), least), most),
             )
         raise QuotaExceeded(
-            f"{load.queued_by_all} operations are queued, the most this server takes; try again later",
+            f"{seen.queued_by_all} operations are queued, the most this server takes; try again later",
             quota="service.max_queued",
             subject="service",
             retry_seconds=soon,
@@ -322,16 +355,20 @@ def _placed(connection: sa.Connection, operations: list[Operation]) -> list[Oper
     return [replace(one, queue_position=places.get(one.id, 0)) for one in operations]
 
 
-def _hold_tenant(connection: sa.Connection, tenant: str) -> int:
-    """Make all who accept for this tenant take turns; returns how many operations were accepted today."""
-    mine = connection.execute(_HOLD_TENANT, {"tenant": tenant}).one_or_none()
-    if mine is None:
+def _look(connection: sa.Connection, operation: Operation) -> _Seen:
+    """Make all who accept for the operation's tenant take turns, and look at what it has."""
+    values = {"tenant": operation.tenant, "request_id": operation.request_id, "due": operation.due}
+    with together(connection):
+        held = _HOLD_TENANT.run(connection, values)
+        look = _LOOK.run(connection, values)  # a statement of its own, so that it sees what others did before its turn
+    mine = held.fetchall()
+    if not mine:
         insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        row = {"tenant": tenant, "start": None, "day": 0, "accepted": 0}
+        row = {"tenant": operation.tenant, "start": None, "day": 0, "accepted": 0}
         connection.execute(insert(TENANTS).values(row).on_conflict_do_nothing())
-        mine = connection.execute(_HOLD_TENANT, {"tenant": tenant}).one()
-    day, accepted = mine
-    return int(accepted) if day == _today() else 0
+        return _look(connection, operation)
+    ((day, accepted),), ((number, queued, behind, by_all),) = mine, look.fetchall()
+    return _Seen(number is not None, int(accepted) if day == _today() else 0, queued, behind, by_all)
 
 
 def _known(
