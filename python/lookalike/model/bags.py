@@ -82,6 +82,12 @@ class Entries:
         index = places(self.starts[rows], totals)
         return Entries(self.ids[index], self.weights[index], lengths)
 
+    def between(self, start: int, stop: int) -> Entries:
+        """Rows `start:stop`, without a copy."""
+        ends = np.append(self.starts, len(self.ids))
+        inside = slice(ends[start], ends[stop])
+        return Entries(self.ids[inside], self.weights[inside], self.lengths[start:stop])
+
     def moved(self, base: Rows) -> Entries:
         """The same rows, each row's ids raised by its `base` `[rows]`."""
         return self.with_ids(self.ids + np.repeat(base.astype(np.int32), self.totals))

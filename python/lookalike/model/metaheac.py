@@ -127,7 +127,11 @@ class MetaHeac(nn.Module):
         opinions = self.critics(self.mix(seen.hidden, expert_gate))  # [rows, m], the t_i(r) of Eq. 7
         if self.config.wide:
             opinions = opinions + seen.linear
-        log_p = (log_weights + nn.functional.logsigmoid(opinions)).logsumexp(dim=1)  # Eq. 8
+        return self.average(log_weights, opinions)
+
+    def average(self, log_weights: Tensor, opinions: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 8 of what the critics say, `[rows, m]` each: log p and log(1 - p), `[rows]` each."""
+        log_p = (log_weights + nn.functional.logsigmoid(opinions)).logsumexp(dim=1)
         if self.config.literal_average:
             log_p = log_p - math.log(self.config.num_critics)
             return log_p, torch.log1p(-log_p.exp().clamp(max=1 - 1e-7))

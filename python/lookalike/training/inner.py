@@ -1,7 +1,4 @@
-"""The inner loop: one campaign's own parameters, and the step that moves them from the general ones.
-
-Meta-training differentiates through the step; fine-tuning only begins with the same parameters. Knows `model` only.
-"""
+"""A campaign's own parameters: where fine-tuning starts, and what it sees. Knows `model` only."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lookalike.model.features import FeatureBatch
-from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac, binary_cross_entropy
+from lookalike.model.metaheac import CAMPAIGN_TABLE, USER_TABLE, MetaHeac
 
 Parameters = dict[str, Tensor]
 
@@ -56,23 +53,3 @@ def predict(
     """`MetaHeac.forward` under a campaign's parameters; the batches index `OccurringRows`."""
     result: tuple[Tensor, Tensor] = torch.func.functional_call(model, parameters, (users, campaign))
     return result
-
-
-def inner_step(
-    model: MetaHeac,
-    parameters: Parameters,
-    alpha: float,
-    support: tuple[FeatureBatch, Tensor],
-    campaign: FeatureBatch,
-    *,
-    second_order: bool,
-) -> tuple[Parameters, Tensor]:
-    """theta_c = theta - alpha * dL_a/dtheta (Algorithm 1, line 7), and L_a. `support` is users and labels `[rows]`."""
-    users, labels = support
-    loss = binary_cross_entropy(predict(model, parameters, users, campaign), labels)
-    names = list(parameters)
-    gradients = torch.autograd.grad(
-        loss, [parameters[n] for n in names], create_graph=second_order, materialize_grads=True
-    )
-    moved = {n: parameters[n] - alpha * g for n, g in zip(names, gradients, strict=True)}
-    return moved, loss

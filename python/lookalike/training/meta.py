@@ -1,6 +1,6 @@
 """Meta-training of the general model: Algorithm 1 of the paper over many campaigns.
 
-Knows the inner loop and tasks; knows nothing of checkpoints.
+Knows the network's derivatives and tasks; knows nothing of checkpoints.
 """
 
 from __future__ import annotations
@@ -15,18 +15,13 @@ from torch import Tensor
 
 from lookalike.config import TrainingConfig
 from lookalike.evaluation.metrics import auc
-from lookalike.model.features import FeatureBatch
-from lookalike.model.metaheac import MetaHeac, binary_cross_entropy
+from lookalike.model.metaheac import MetaHeac
+from lookalike.model.metaheac_twice import Passes
+from lookalike.model.metaheac_weights import Shape, Weights
 from lookalike.pool.snapshot import Pool
-from lookalike.training.inner import (
-    OccurringRows,
-    Parameters,
-    campaign_parameters,
-    copied_rows,
-    dense_parameters,
-    inner_step,
-    predict,
-)
+from lookalike.training.draws import Campaign, Drawer, Drawn, drop
+from lookalike.training.general import CampaignEncoder
+from lookalike.training.inner import dense_parameters
 from lookalike.training.row_adam import RowAdam
 from lookalike.training.tasks import Samples, Task, sampling_weights
 
@@ -42,8 +37,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.weights = sampling_weights(self.tasks, self.config.task_sampling)
-        campaigns = [self.model.campaigns.batch(task.features) for task in self.tasks]
-        self.trained_campaign_rows = self.model.campaigns.occurring(*campaigns)
+        self.shape = Shape(self.model)
+        known = CampaignEncoder(self.model.campaigns.schema, (task.features for task in self.tasks))
+        self.drawer = Drawer(self.model, self.shape, known)
         lr = self.config.outer_lr
         self.tables = RowAdam((self.model.user_embedding, self.model.campaign_embedding), lr)
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -73,26 +69,39 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         count = min(self.config.tasks_per_step, len(self.tasks))
-        drawn = [self.tasks[i] for i in rng.choice(len(self.tasks), count, replace=False, p=self.weights)]
+        tasks = [self.tasks[i] for i in rng.choice(len(self.tasks), count, replace=False, p=self.weights)]
         sizes = self.config.support_size, self.config.query_size
-        sets = [task.support_and_query(*sizes, rng) for task in drawn]
-        encoded = self._encode(drawn, sets, rng)
-        rows = OccurringRows(
-            self.model.users.occurring(*(batch for e in encoded for batch, _ in e.sets)),
-            self.model.campaigns.occurring(*(e.campaign for e in encoded)),
-        )
-        leaves = copied_rows(self.model, rows)
-        support_total = query_total = 0.0
-        for one in encoded:
-            support_loss, query_loss = self._losses(self._prepare(one, rows, leaves))
-            # Task by task: what the second derivative needs is kept for one at a time.
-            torch.autograd.backward(query_loss / count)
-            support_total += support_loss.item()
-            query_total += query_loss.item()
-        samples = sum(len(part) for pair in sets for part in pair)
-        tables = [(of.to(leaf.device), leaf) for of, leaf in zip((rows.users, rows.campaign), leaves, strict=True)]
-        return tables, support_total / count, query_total / count, samples
+        pairs = [task.support_and_query(*sizes, rng) for task in tasks]
+        drawn = self._draw(tasks, pairs, rng)
+        flat = self.shape.dense(self.model)
+        total = torch.zeros_like(flat)
+        losses = []
+        with torch.no_grad():
+            same = drawn.start(Weights(flat.detach(), self.shape.sizes), self.shape.k)
+            for campaign in drawn.campaigns:
+                gradient, *both = self._gradient(campaign, drawn.start_of(campaign, same, self.shape.k))
+                losses.append(both)
+                total.add_(gradient.flat, alpha=1 / count)
+                drawn.add(campaign, gradient, 1 / count)
+        torch.autograd.backward(flat, total)
+        support_loss, query_loss = (sum(of) / count for of in zip(*losses, strict=True))
+        tables = list(zip(drawn.rows, drawn.tables, strict=True))
+        return tables, support_loss, query_loss, sum(len(part) for pair in pairs for part in pair)
 
+    def _gradient(self, campaign: Campaign, weights: Weights) -> tuple[Weights, float, float]:
+        """A campaign's part of line 9 of Algorithm 1, and its losses: L_a before the inner step, and L_b after it."""
+        alpha = self.config.inner_lr
+        support = Passes(self.shape, campaign.support, weights)
+        support_loss = support.loss()
+        query = Passes(self.shape, campaign.query, weights.moved(support.gradient(), alpha))
+        query_loss = query.loss()
+        gradient = query.gradient()
+        if self.config.second_order:
+            # theta_c is theta - alpha * dL_a/dtheta, hence dL_b/dtheta = (1 - alpha * d²L_a/dtheta²) dL_b/dtheta_c.
+            gradient = gradient.moved(support.gradient_along(gradient), alpha)
+        return gradient, support_loss, query_loss
+
+    @torch.no_grad()
     def validate(self, held_out: list[Task]) -> float:
         """Mean AUC on what campaigns never trained on brought later, after one inner step on their seeds.
 
@@ -116,78 +125,32 @@ class Trainer:
     def finish(self, held_out: list[Task], poll: Callable[[], None]) -> None:
         """Nothing is left to choose."""
 
-    def _losses(self, prepared: _Prepared) -> tuple[Tensor, Tensor]:
-        """Before and after the inner step, of support and query."""
-        support, query = prepared.sets
-        alpha, order = self.config.inner_lr, self.config.second_order
-        moved, support_loss = inner_step(
-            self.model, prepared.parameters, alpha, support, prepared.campaign, second_order=order
-        )
-        prediction = predict(self.model, moved, query[0], prepared.campaign)
-        return support_loss, binary_cross_entropy(prediction, query[1])
-
     def _adapted_prediction(self, task: Task, support: Samples, query: Samples) -> tuple[Tensor, Tensor]:
-        (encoded,) = self._encode([task], [(support, query)], None)
-        rows = OccurringRows.of(self.model, [users for users, _ in encoded.sets], encoded.campaign)
-        prepared = self._prepare(encoded, rows, copied_rows(self.model, rows))
-        alpha, support_set = self.config.inner_lr, prepared.sets[0]
-        moved, _ = inner_step(
-            self.model, prepared.parameters, alpha, support_set, prepared.campaign, second_order=False
-        )
-        with torch.no_grad():
-            return predict(self.model, moved, prepared.sets[1][0], prepared.campaign)
+        drawn = self._draw([task], [(support, query)], None)
+        (campaign,) = drawn.campaigns
+        same = drawn.start(Weights(self.shape.dense(self.model), self.shape.sizes), self.shape.k)
+        weights = drawn.start_of(campaign, same, self.shape.k)
+        passes = Passes(self.shape, campaign.support, weights)
+        passes.loss()
+        passes = Passes(self.shape, campaign.query, weights.moved(passes.gradient(), self.config.inner_lr))
+        return self.model.average(passes.log_weights.t(), passes.opinions.t())
 
-    def _encode(
-        self, tasks: Sequence[Task], sets: Sequence[tuple[Samples, Samples]], rng: np.random.Generator | None
-    ) -> list[_Encoded]:
-        """All users are read at once; with `rng`, some ids are dropped to unknown."""
-        everyone = [samples for pair in sets for samples in pair]
-        columns = self.pool.take(np.concatenate([samples.rows for samples in everyone]))
-        ends = np.cumsum([len(samples) for samples in everyone]).tolist()
-        users = [
-            self.model.users.batch(columns.slice(end - len(s), end)) for s, end in zip(everyone, ends, strict=True)
-        ]
-        result = []
-        for number, task in enumerate(tasks):
-            campaign = self.model.campaigns.batch(task.features)
-            pair = users[2 * number : 2 * number + 2]
+    def _draw(
+        self, tasks: Sequence[Task], pairs: Sequence[tuple[Samples, Samples]], rng: np.random.Generator | None
+    ) -> Drawn:
+        """The campaigns with support and query users; with `rng`, some ids are dropped to unknown."""
+        sets = [[pair[number] for pair in pairs] for number in range(2)]
+        columns = [self.pool.take(np.concatenate([samples.rows for samples in of])) for of in sets]
+        campaigns = [task.features.take(np.arange(1)) for task in tasks]  # copies
+        starts = [0, 0]
+        for campaign, pair in zip(campaigns, pairs, strict=True):
             if rng is None:
-                campaign = self.model.campaigns.with_untrained_unknown(campaign, self.trained_campaign_rows)
-            else:
-                campaign = self.model.campaigns.with_unknown(campaign, self.config.campaign_id_dropout, rng)
-                pair = [self.model.users.with_unknown(batch, self.config.user_id_dropout, rng) for batch in pair]
-            labels = [torch.from_numpy(samples.labels) for samples in sets[number]]
-            result.append(_Encoded(list(zip(pair, labels, strict=True)), campaign))
-        return result
-
-    def _prepare(self, encoded: _Encoded, rows: OccurringRows, leaves: tuple[Tensor, Tensor]) -> _Prepared:
-        """A campaign's own rows of `leaves`, which hold `rows` of the tables: it moves no others."""
-        model = self.model
-        device = model.user_embedding.device
-        own = OccurringRows.of(model, [users for users, _ in encoded.sets], encoded.campaign)
-        users = model.users.relative_to(own.users, *(batch for batch, _ in encoded.sets))
-        (campaign,) = model.campaigns.relative_to(own.campaign, encoded.campaign)
-        found = torch.searchsorted(rows.users, own.users), torch.searchsorted(rows.campaign, own.campaign)
-        start = [leaf.index_select(0, index.to(device)) for leaf, index in zip(leaves, found, strict=True)]
-        return _Prepared(
-            [(b.to(device), labels.to(device)) for b, (_, labels) in zip(users, encoded.sets, strict=True)],
-            campaign.to(device),
-            campaign_parameters(model, *start),
-        )
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """Support and query, each users and labels, and the campaign; all index the whole tables."""
-
-    sets: list[tuple[FeatureBatch, Tensor]]
-    campaign: FeatureBatch
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """The same, indexing the campaign's own rows of the tables, which are among its `parameters`."""
-
-    sets: list[tuple[FeatureBatch, Tensor]]
-    campaign: FeatureBatch
-    parameters: Parameters
+                break
+            drop(campaign, self.model.campaigns.schema, self.config.campaign_id_dropout, rng)
+            for number, samples in enumerate(pair):
+                stop = starts[number] + len(samples)
+                users = columns[number].slice(starts[number], stop)
+                drop(users, self.model.users.schema, self.config.user_id_dropout, rng)
+                starts[number] = stop
+        labels = [[samples.labels for samples in of] for of in sets]
+        return self.drawer.draw(list(zip(columns, labels, strict=True)), campaigns)
