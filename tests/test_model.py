@@ -216,6 +216,51 @@ def test_derivatives_by_hand_are_those_of_autograd(config: ModelConfig, missing:
         torch.testing.assert_close(of_hand, of_autograd, rtol=1e-3, atol=1e-5)
 
 
+NUMBERED = [f"v{number}" for number in range(300)]
+FIELDS = {
+    "one broad field": {"a": NUMBERED},
+    "a broad list": {"l": [[NUMBERED[n], NUMBERED[7 * n % 300]] if n % 2 else [] for n in range(300)]},
+    "broad and narrow": {"a": NUMBERED, "n": [f"n{n % 5}" for n in range(300)]},
+    "empty lists": {"l": [[], [], [], [], [], ["x", "y"]]},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["published", "literal", "wide"])
+@pytest.mark.parametrize("fields", FIELDS)
+def test_derivatives_by_hand_are_those_of_autograd_whatever_fields_users_have(config: ModelConfig, fields: str) -> None:
+    table = pa.table(FIELDS[fields])
+    torch.manual_seed(2)
+    model = MetaHeac(build_schema(table, where="users"), build_schema(CAMPAIGNS, where="campaigns"), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    users = model.users.schema.encode(table.slice(0, 5), where="users")
+    campaign = model.campaigns.schema.encode(CAMPAIGNS, where="campaigns")
+    expected, by_hand = adapted_gradient(model, users, campaign, torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0]))
+    for of_autograd, of_hand in zip(expected, by_hand, strict=True):
+        torch.testing.assert_close(of_hand, of_autograd, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["published", "literal", "wide"])
+@pytest.mark.parametrize("opinion", [-200.0, 200.0])
+def test_a_loss_by_hand_is_finite_however_sure_the_critics_are(config: ModelConfig, opinion: float) -> None:
+    """Training ends as diverged when it is not."""
+    model = make(config)
+    labels = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0])
+    with torch.no_grad():
+        model.critics.bias.fill_(opinion)
+        expected = binary_cross_entropy(predict(model), labels).item()
+        campaign = model.campaigns.schema.encode(CAMPAIGNS, where="campaigns")
+        shape = Shape(model)
+        drawer = Drawer(model, shape, CampaignEncoder(model.campaigns.schema, [campaign]))
+        drawn = drawer.draw([(encoded(model), [labels.numpy()])] * 2, [campaign])
+        (one,) = drawn.campaigns
+        weights = drawn.start_of(one, drawn.start(Weights(shape.dense(model), shape.sizes), shape.k), shape.k)
+        passes = Passes(shape, one.support, weights)
+        assert passes.loss() == pytest.approx(expected, rel=1e-5)
+        assert bool(torch.isfinite(passes.gradient().flat).all())
+
+
 def test_a_batch_relative_to_its_rows_is_the_same_batch() -> None:
     model = make(PUBLISHED)
     batch = model.users.batch(encoded(model))

@@ -21,7 +21,7 @@ from audience_folders import Scored, make_audience, previous_of, ranking
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lookalike.errors import FailedPrecondition, InvalidInput, NotFound
+from lookalike.errors import DataCorrupted, FailedPrecondition, InvalidInput, NotFound
 from lookalike.files import file_digest
 from lookalike.retrieval import audience as audience_module
 from lookalike.retrieval import listing, membership, revise
@@ -44,6 +44,19 @@ def temporary() -> Iterator[Path]:
     """A folder for each of hypothesis's examples."""
     with tempfile.TemporaryDirectory() as path:
         yield Path(path)
+
+
+@contextmanager
+def pieces_of(users: int) -> Iterator[None]:
+    """Lists come in pieces of so many."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((audience_module, "ROW_GROUP"), (listing, "ROW_GROUP"), (audience_module, "ID_GROUP")):
+            patch.setattr(owner, name, users)
+        patch.setattr(listing, "_LOOKED_UP", users)
+        yield
+
+
+PIECES = st.sampled_from([1, 2, 5, audience_module.ROW_GROUP])
 
 
 @st.composite
@@ -95,7 +108,7 @@ def test_users_who_leave_are_followed_by_whom_a_fresh_expansion_would_choose(dat
     seeds = some(data.draw, pool, 0.2)
     excluded = [user for user in some(data.draw, pool, 0.2) if user not in seeds]
     gone: list[Any] = []
-    with temporary() as folder:
+    with temporary() as folder, pieces_of(data.draw(PIECES)):
         asked = {"seeds": seeds, "exclusions": excluded, "previous": previous}
         first = make_audience(folder / "a", pool, k, reserve, **asked)
         listed = {*members(folder / "a"), *Audience.open(folder / "a").reserve()["user_id"].to_pylist()}
@@ -180,7 +193,7 @@ def test_a_budget_is_the_decimal_number_it_is_written_as() -> None:
 def test_a_size_is_changed_within_what_was_kept_and_back(data: st.DataObject) -> None:
     pool = data.draw(pools())
     k, reserve = data.draw(st.integers(1, 12)), data.draw(st.integers(0, 8))
-    with temporary() as folder:
+    with temporary() as folder, pieces_of(data.draw(PIECES)):
         first = make_audience(folder / "a", pool, k, reserve)
         most, everyone = revise.capacity(first)
         bytes_before = (folder / "a" / AUDIENCE_NAME).read_bytes()
@@ -367,23 +380,19 @@ def most_memory(change: Callable[[], object]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("budget", "bytes_a_user"), [(None, 0), (0.1, 6)])
-def test_memory_does_not_grow_with_the_audience(
-    budget: float | None, bytes_a_user: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_does_not_grow_with_the_audience(budget: float | None, bytes_a_user: int, tmp_path: Path) -> None:
     """But for flags where there is a churn budget: without it, 8 bytes of id and 4 of score would show."""
-    for owner, name in ((audience_module, "ROW_GROUP"), (listing, "ROW_GROUP"), (audience_module, "ID_GROUP")):
-        monkeypatch.setattr(owner, name, 2000)
-    monkeypatch.setattr(listing, "_LOOKED_UP", 2000)
     peaks = []
-    for users in (40_000, 160_000):
-        pool = Scored(pa.array(np.arange(users)), np.linspace(1, 0, users))
-        previous = previous_of(pool, set(range(0, users, 2)), budget) if budget is not None else None
-        folder = tmp_path / f"{users}"
-        make_audience(folder, pool, users // 2, users // 4, previous=previous)
-        leaving = pa.array([0, 4, users // 2, 5])
-        peaks.append(most_memory(lambda folder=folder, leaving=leaving: revise.remove_users(folder, leaving)))
-        assert Receipt.read(folder).removed.listed == 4
-        peaks[-1] = max(peaks[-1], most_memory(lambda folder=folder, k=users // 3: revise.resize(folder, k)))
+    with pieces_of(2000):
+        for users in (40_000, 160_000):
+            pool = Scored(pa.array(np.arange(users)), np.linspace(1, 0, users))
+            previous = previous_of(pool, set(range(0, users, 2)), budget) if budget is not None else None
+            folder = tmp_path / f"{users}"
+            make_audience(folder, pool, users // 2, users // 4, previous=previous)
+            leaving = pa.array([0, 4, users // 2, 5])
+            peaks.append(most_memory(lambda folder=folder, leaving=leaving: revise.remove_users(folder, leaving)))
+            assert Receipt.read(folder).removed.listed == 4
+            peaks[-1] = max(peaks[-1], most_memory(lambda folder=folder, k=users // 3: revise.resize(folder, k)))
     (arrow, own), (arrow_of_more, own_of_more) = peaks
     assert arrow_of_more < 1.2 * arrow
     assert own_of_more - own < 50_000 + 120_000 * bytes_a_user
@@ -412,6 +421,21 @@ def test_the_receipt_tells_what_became_of_it(tmp_path: Path) -> None:
     assert (receipt.users_scored, receipt.users_skipped) == (first.users_scored, first.users_skipped)
     assert receipt.reserve is not None
     assert (receipt.reserve.size, receipt.reserve.listed, receipt.reserve.complete) == (5, 13, False)
+
+
+@pytest.mark.parametrize("budget", [0.5, None])
+def test_a_reserve_of_another_length_is_damaged(budget: float | None, tmp_path: Path) -> None:
+    pool = Scored(pa.array(np.arange(40)), np.linspace(1, 0, 40))
+    previous = previous_of(pool, set(range(15, 40)), budget) if budget is not None else None
+    make_audience(tmp_path / "a", pool, 10, 5, previous=previous)
+    audience_module.write_members(tmp_path / "a" / RESERVE_NAME, pa.array([30]), np.zeros(1, np.float32))
+    for change in (
+        lambda: revise.resize(tmp_path / "a", 9),
+        lambda: revise.remove_users(tmp_path / "a", pa.array([1])),
+    ):
+        with pytest.raises(DataCorrupted, match="reserve.parquet has 1 users"):
+            change()
+    assert Receipt.read(tmp_path / "a").revision == 0
 
 
 def test_wrong_changes_are_refused(tmp_path: Path) -> None:

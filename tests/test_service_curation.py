@@ -214,6 +214,24 @@ def test_nobody_is_shown_before_the_files_are_rewritten_and_a_restart_goes_on(
         assert members(client, audience.name) == service.users[1:11]
 
 
+def test_an_audience_that_cannot_be_rewritten_holds_up_no_other(
+    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, other = service.folder(order(client)), service.folder(order(client))
+    remove_users = opt_out_keeper.remove_users
+
+    def fails(folder: Path, user_ids: pa.Array) -> Receipt:
+        if folder.name == stuck.name:
+            raise ValueError("a defect")
+        return remove_users(folder, user_ids)
+
+    monkeypatch.setattr(opt_out_keeper, "remove_users", fails)
+    with Client(service.running.address, timeout=3) as hasty:
+        assert hasty.opt_out(service.users[:1]).pending_audiences == 1
+    assert service.users[0] in stored(stuck)
+    assert service.users[0] not in stored(other)
+
+
 async def test_opt_outs_are_read_in_pages_and_by_number(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """Rows of encoded features as sparse matrices, and their products with tables of embeddings: the fast way to train.
 
-Knows `schema`. What differentiates twice (the meta step) needs `features` instead.
+Knows `schema`. Autograd cannot differentiate them twice: `metaheac_twice` does it by hand.
 """
 
 from __future__ import annotations

@@ -279,11 +279,12 @@ class Passes:
         # How the log-likelihood of a user's label grows with log p, and that with log p.
         self.slope, self.bend = torch.ones(()), torch.zeros(())
         if literal:
-            p = (log_p - math.log(self.shape.config.num_critics)).exp_().clamp_(max=1 - 1e-7)
+            log_p = log_p - math.log(self.shape.config.num_critics)
+            p = log_p.exp().clamp_(max=1 - 1e-7)
             odds = p / (1 - p)
             self.slope = torch.where(labels > 0, 1.0, -odds)
             self.bend = torch.where(labels > 0, 0.0, -odds * (1 + odds))
-            log_p = torch.where(labels > 0, p.log(), torch.log1p(-p))
+            log_p = torch.where(labels > 0, log_p, torch.log1p(-p))
         return -log_p.mean().item()
 
     def gradient(self) -> Weights:

@@ -122,7 +122,7 @@ class Audience:
     def reserve_batches(self, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Who comes after the members, as `batches`."""
         if self.receipt.reserve is not None:
-            yield from self._stream(RESERVE_NAME, size, columns)
+            yield from self._stream(RESERVE_NAME, size, columns, self.receipt.reserve.size)
 
     def ids(self, name: str) -> Iterator[pa.Array]:
         """Of a file of ids, as many at a time as one row group of ours has."""
@@ -150,9 +150,15 @@ class Audience:
             return None
         return current(self.path, EXCLUSIONS_NAME, self.receipt)
 
-    def _stream(self, name: str, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def _stream(
+        self, name: str, size: int, columns: Sequence[str], users: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """`users`: there must be, if that is known."""
         try:
             with pq.ParquetFile(_open(self.path, name, self.receipt), buffer_size=PAGE_BYTES) as file:
+                found = file.metadata.num_rows
+                if users is not None and found != users:
+                    raise DataCorrupted(f"{self.path / name} has {found} users, its receipt {users}", field=name)
                 for group in range(file.metadata.num_row_groups):  # those of one reader stay in memory
                     for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
                         batch["user_id"]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -49,6 +50,8 @@ class Lane:
         self._most = most
         self._on_failure = on_failure
         self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._closed = False
+        self._undone = count()
         # Executors hand every work over by two futures and a wake-up of its own, which costs as much as small works do.
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True) for number in range(threads)
@@ -61,14 +64,17 @@ class Lane:
 
         Raises:
             ResourceExhausted: reason DISK_FULL: SQLite's disk is full; nothing is done.
-            Unavailable: the database does not answer; whether the work is done is then unknown.
+            Unavailable: the database does not answer; whether the work is done is then unknown. Or the lane is closed.
         """
+        if self._closed:  # no thread would ever come to it
+            raise Unavailable("the server is shutting down; try again soon", reason="SHUTTING_DOWN")
         future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._waiting.put(_Waiting(work, turn, copy_context(), future))
         return future
 
     def close(self) -> None:
         """Wait for all that was begun, also where nobody waits for it any more."""
+        self._closed = True
         for _ in self._threads:
             self._waiting.put(None)
         for thread in self._threads:
@@ -113,7 +119,9 @@ class Lane:
             # A full disk makes SQLite undo all of the transaction; what came after would not be in one.
             if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
                 raise
-            _execute(driver, "ROLLBACK TO SAVEPOINT work")
+            # What psycopg was preparing when a pipeline broke is not prepared, though it believes so. It forgets that
+            # when it sees things undone: by a statement of a text that it does not know yet.
+            _execute(driver, f"ROLLBACK TO SAVEPOINT work /* {next(self._undone)} */")
             return one, None, self._told(raised)
         _execute(driver, "RELEASE SAVEPOINT work")
         return one, result, None

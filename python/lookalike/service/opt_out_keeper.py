@@ -200,6 +200,8 @@ class OptOutKeeper:
             except LookalikeError as error:
                 if error.reason != PENDING:  # which is in the log
                     _log.warning("users who opted out are not yet out of audiences/%s: %s", record.id, error)
+            except Exception:  # a defect; the others must not wait for its mending
+                _log.exception("users who opted out are still in audiences/%s", record.id)
 
     async def _bring(self, record: AudienceRecord) -> None:
         folder = self._audiences / record.id

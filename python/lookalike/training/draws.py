@@ -130,6 +130,8 @@ class Drawer:
             own_users.append(self.users.occurring([*broad_of, *(narrow_of if self.model.config.wide else ())]))
         own = [self.features.occurring([one.ids]) for one in each]
         rows = self.users.occurring([*own_users, *(ids for of in narrow_rows for ids in of)])
+        if not len(rows):  # no user has an id; what does not occur must be somewhere
+            rows = np.zeros(1, np.int64)
         feature_rows = self.features.occurring(own)
         drawn = []
         for of, one, of_users, of_campaign in zip(read, each, own_users, own, strict=True):
