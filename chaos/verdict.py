@@ -21,7 +21,7 @@ EXPLAINED: Mapping[str, frozenset[str]] = {
     "WORKER_DIED": DEADLY,
     "WORKER_SILENT": DEADLY,
     "UNAVAILABLE": DEADLY,
-    "SERVER_DIED": frozenset({"kill-front", "stop-front", "restart-front"}),
+    "SERVER_DIED": frozenset({"kill-front", "stop-front"}),
 }
 # Codes with which a call may be refused while its service is being mistreated: each says that it may be tried again.
 REFUSALS = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"})

@@ -17,6 +17,7 @@ from lookalike import errors
 from lookalike.client import Client
 from lookalike.service.data_dir import STAGED_SECONDS, UNKNOWN_AUDIENCE_SECONDS, DataDir, bind, data_dir
 from lookalike.service.expiry import Expiry
+from lookalike.service.people import People
 from lookalike.service.records import AUDIENCES, OPERATIONS, State
 
 A, B, C, D = ("a" * 32, "b" * 32, "c" * 32, "d" * 32)
@@ -68,6 +69,20 @@ async def test_what_has_expired_goes_and_nothing_active(database_url: str, tmp_p
         with pytest.raises(errors.NotFound):
             await both.audience(A)
         assert await both.audience(B) == B
+
+
+async def test_deleted_seeds_are_nowhere(tmp_path: Path) -> None:
+    def files_with_somebody() -> list[str]:
+        return [path.name for path in tmp_path.glob("operations.db*") if b"somebody" in path.read_bytes()]
+
+    async with opened("", tmp_path) as (both, folder):
+        await both.store.create(operation(A), People({"seeds": b"somebody"}))
+        claimed = await both.leases.claim()
+        assert claimed is not None
+        await both.leases.finish(claimed, State.CANCELLED, errors.Cancelled("x"))
+        assert files_with_somebody() == ["operations.db-wal"]
+        await Expiry(both.database, folder, operation_days=0, audience_days=0).sweep(alone=False)
+        assert files_with_somebody() == []
 
 
 async def test_each_has_its_own_time(database_url: str, tmp_path: Path) -> None:

@@ -205,7 +205,10 @@ def to_error(error: grpc.aio.AioRpcError) -> LookalikeError:
         return Unavailable(f"TorchServe: {text}", reason="WORKER_DIED")
     if code is grpc.StatusCode.UNAVAILABLE and text != "Prediction failed":
         return Unavailable(f"TorchServe: {text}")
+    # By the JVM as it ends, or here, when the channel is closed for a restart; who stops a job cancels its task.
+    if code is grpc.StatusCode.CANCELLED:
+        return Unavailable(f"TorchServe is being restarted: {text}", reason="WORKER_DIED")
     # RST_STREAM and the like, when the JVM dies in the middle of an answer.
-    if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED) and "tream" in text:
+    if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN) and "stream" in text.lower():
         return Unavailable(f"TorchServe: {text}")
     return InternalError(f"TorchServe: {code.name}: {text}", reason="TORCHSERVE_ERROR")

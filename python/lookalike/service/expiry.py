@@ -1,4 +1,5 @@
-"""Forgetting: done operations and audiences whose time is over, and folders that belong to nothing any more.
+"""Forgetting: done operations and audiences whose time is over, folders that belong to nothing any more, and what was
+deleted from the database and still stands in its log.
 
 Knows the tables and the data folder. May run on several servers at once, and any number of times.
 """
@@ -56,6 +57,7 @@ class Expiry:
                 _log.error("cannot remove the files of audiences/%s, trying again: %s", audience_id, error)
         active, done, audiences = await self._known()
         await asyncio.to_thread(self._folder.clear, active, done, audiences, alone=alone)
+        await asyncio.to_thread(self._database.empty_log)
 
     @transaction
     def _expire(self, connection: sa.Connection) -> None:

@@ -128,6 +128,8 @@ class Lane:
 
     def _told(self, error: BaseException) -> BaseException:
         """What whoever waits is told."""
+        if isinstance(error, StopIteration):  # which no future takes
+            return RuntimeError(f"a work raised {error!r}")
         if not isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
             return error
         self._on_failure()
