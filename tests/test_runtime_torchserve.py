@@ -330,7 +330,10 @@ async def test_a_start_that_fails_leaves_nothing_and_shows_the_log(config: Torch
     class Recorded(TorchServeInstance):
         async def _until_ready(self, server: Server) -> None:
             started.append(server.process)
-            await until(lambda: "no such planet" in self.log_file.read_text())  # however long the JVM takes
+            # However long the JVM takes, and whatever it says then.
+            await until(lambda: "no such planet" in self.log_file.read_text().rpartition("\n")[0])
+            with self.log_file.open("a") as log:
+                log.write("and then something else\n" * 200)
             await super()._until_ready(server)
 
     instance = Recorded(replace(config, archive=broken, startup_timeout_seconds=2), log_file=tmp_path / "log")

@@ -115,11 +115,14 @@ class TorchServeProcess:
             return None
 
     def log_tail(self) -> str:
-        """The end of the log, for errors."""
+        """The end of the log, for errors; before it why a worker could not load its model, if that is further above."""
         try:
-            return self.log_file.read_text(errors="replace")[-LOG_TAIL:].strip()
+            text = self.log_file.read_text(errors="replace")
         except OSError as error:
             return f"(no log: {error})"
+        tail = text[-LOG_TAIL:].strip()
+        why = next((line for line in reversed(text.splitlines()) if "Failed to load model" in line), "")
+        return tail if why in tail else f"{why}\n...\n{tail}"
 
     async def stop(self) -> None:
         """End the group and wait until it is gone."""
