@@ -7,7 +7,7 @@ bytes of an undisturbed run, or with an error that a fault explains. Nothing els
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ledger import Entry
@@ -117,14 +117,8 @@ def judge(
         verdict.runs[one.attempts] += 1
         order = requests.get(one.request_id)
         if order is not None:
-            wrong = _ended_badly(
-                one,
-                order,
-                undisturbed[order.content],
-                found,
-                entries,
-                lambda one: _explained(one, struck, needed.get(one.reason, max_attempts)),
-            )
+            explained = _explained(one, struck, needed.get(one.reason, max_attempts))
+            wrong = _ended_badly(one, order, undisturbed[order.content], found, entries, explained)
             verdict.wrong += [f"{order.request_id}: operations/{one.id} {text}" for text in wrong]
     for name in found.audiences.keys() - {one.id for one in found.operations if one.state == "SUCCEEDED"}:
         verdict.wrong.append(f"audiences/{name} is of no operation that succeeded")
@@ -167,7 +161,7 @@ def _ended_badly(
     expected: Mapping[str, str],
     found: Found,
     entries: Sequence[Entry],
-    explained: Callable[[Stored], bool],
+    explained: bool,
 ) -> Iterator[str]:
     match one.state:
         case "SUCCEEDED":
@@ -182,7 +176,7 @@ def _ended_badly(
             if not any(entry.order == order.number and entry.event == "cancelled" for entry in entries):
                 yield "is cancelled, and nobody asked for it"
         case "FAILED":
-            if not explained(one):
+            if not explained:
                 yield f"failed, and no fault explains it: {one.reason}: {one.message}"
         case _:
             yield f"is not done: {one.state}"

@@ -182,14 +182,9 @@ class Client(CurationCalls):
 
     def operations(self, filter: str = "") -> Iterator[Expansion]:  # noqa: A002
         """All operations the server remembers, oldest first; `filter` such as `done = false AND campaign = "x"`."""
-        token = ""
-        while True:
-            request = operations_pb2.ListOperationsRequest(name="operations", filter=filter, page_token=token)
-            page = self.connection.retry(self.connection.operations.ListOperations, request)
+        request = operations_pb2.ListOperationsRequest(name="operations", filter=filter)
+        for page in self.connection.pages(self.connection.operations.ListOperations, request):
             yield from (Expansion(self.connection, operation.name) for operation in page.operations)
-            token = page.next_page_token
-            if not token:
-                return
 
     def audience(self, name: str) -> audience_pb2.Audience:
         """What an audience (`audiences/...`) is and how it came about.

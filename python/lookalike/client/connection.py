@@ -59,6 +59,19 @@ class Connection:
         """
         return _patiently(lambda: self.call(method, request), time.monotonic() + self._timeout - RETRY_DELAY)
 
+    def pages(self, method: Callable[..., _T], request: Any) -> Iterator[_T]:
+        """A listing's pages, each by `retry`; `request` is changed.
+
+        Raises:
+            As `call`.
+        """
+        while True:
+            page: Any = self.retry(method, request)
+            yield page
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return
+
     def outlast(self, call: Callable[[], _T]) -> _T:
         """The same for longer: RETRY_SECONDS.
 

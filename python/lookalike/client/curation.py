@@ -46,14 +46,9 @@ class CurationCalls:
 
     def audiences(self, filter: str = "") -> Iterator[audience_pb2.Audience]:  # noqa: A002
         """All finished audiences, oldest first; `filter` such as `campaign = "x" AND create_time < "2026-01-01"`."""
-        token = ""
-        while True:
-            request = audience_pb2.ListAudiencesRequest(filter=filter, page_token=token)
-            page = self.connection.retry(self.connection.audiences.ListAudiences, request)
+        request = audience_pb2.ListAudiencesRequest(filter=filter)
+        for page in self.connection.pages(self.connection.audiences.ListAudiences, request):
             yield from page.audiences
-            token = page.next_page_token
-            if not token:
-                return
 
     def update_audience(
         self,

@@ -46,12 +46,13 @@ class Attempts:
         pool: Path,
         checkpoint: str,
         max_attempts: int,
-        opt_outs: OptOutKeeper | None,
-        retry_delays: tuple[float, ...],
+        opt_outs: OptOutKeeper,
         metrics: Metrics,
         tracing: Tracing,
     ) -> None:
-        """As of `Dispatcher`."""
+        """`jobs`: a folder for each active operation; `pool`, `checkpoint`: what jobs run on, whenever ordered;
+        `opt_outs`: whom jobs are to leave out.
+        """
         self._runtime = runtime
         self._leases = leases
         self._jobs = jobs
@@ -59,7 +60,6 @@ class Attempts:
         self._checkpoint = checkpoint
         self._max_attempts = max_attempts
         self._opt_outs = opt_outs
-        self._retry_delays = retry_delays
         self._metrics = metrics
         self._tracing = tracing
 
@@ -106,7 +106,7 @@ class Attempts:
                         field=error.field,
                         reason=error.reason,
                     ) from error
-                delay = self._retry_delays[min(attempt, len(self._retry_delays) - 1)]
+                delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)]
                 _log.warning("operations/%s: run %d: %s; again in %g s", operation.id, attempt + 1, error, delay)
                 if not down:
                     attempt += 1
@@ -146,8 +146,6 @@ class Attempts:
             return await self._runtime.run(replace(job, traceparent=traceparent), running.note)
 
     async def _list_opted_out(self, operation: Operation) -> Path | None:
-        if self._opt_outs is None:
-            return None
         try:
             return await self._opt_outs.list_for(operation)
         except Exception as error:

@@ -174,11 +174,8 @@ class AudienceServicer(CurationServicer):
         start = places.place(request.page_token, audience_name(audience_id), audience, field="page_token")
         stop = min(start + min(request.page_size or self._page_size, MAX_PAGE), audience.num_members)
         members = await asyncio.to_thread(audience.members, min(start, stop), stop)
-        more = (
-            tokens.encode(stop, listing=places.listing(audience_name(audience_id), audience))
-            if stop < audience.num_members
-            else ""
-        )
+        listing = places.listing(audience_name(audience_id), audience)
+        more = tokens.encode(stop, listing=listing) if stop < audience.num_members else ""
         return audience_pb2.ListAudienceMembersResponse(
             members=members_page(members), next_page_token=more, total_size=audience.num_members
         )

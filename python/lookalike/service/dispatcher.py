@@ -23,7 +23,7 @@ from lookalike.errors import Cancelled, LookalikeError
 from lookalike.retrieval.receipt import Progress, Stage
 from lookalike.retrieval.work import discard
 from lookalike.runtime.job import Runtime
-from lookalike.service.attempts import RETRY_DELAYS, Attempts, NotOurs
+from lookalike.service.attempts import Attempts, NotOurs
 from lookalike.service.leases import Leases
 from lookalike.service.metrics import Metrics, Scored
 from lookalike.service.operations import OperationStore
@@ -31,7 +31,6 @@ from lookalike.service.opt_out_keeper import OptOutKeeper
 from lookalike.service.records import Operation, State
 from lookalike.service.running import Running
 from lookalike.service.status import unexpected
-from lookalike.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -49,36 +48,19 @@ class Dispatcher:
         runtime: Runtime,
         *,
         leases: Leases,
+        attempts: Attempts,
         jobs: Path,
-        pool: Path,
-        checkpoint: str,
-        max_attempts: int,
-        opt_outs: OptOutKeeper | None = None,
-        retry_delays: tuple[float, ...] = RETRY_DELAYS,
-        metrics: Metrics | None = None,
-        tracing: Tracing | None = None,
+        opt_outs: OptOutKeeper,
+        metrics: Metrics,
     ) -> None:
-        """`jobs`: a folder for each active operation; `pool`, `checkpoint`: what jobs run on, whenever ordered;
-        `opt_outs`: whom jobs are to leave out, and what is told that one has ended.
-        """
+        """`jobs`: a folder for each active operation; `opt_outs`: is told of each that has ended."""
         self._opt_outs = opt_outs
         self._store = store
         self._leases = leases
         self._runtime = runtime
+        self._attempts = attempts
         self._jobs = jobs
-        self._metrics = metrics or Metrics()
-        self._attempts = Attempts(
-            runtime,
-            leases,
-            jobs=jobs,
-            pool=pool,
-            checkpoint=checkpoint,
-            max_attempts=max_attempts,
-            opt_outs=opt_outs,
-            retry_delays=retry_delays,
-            metrics=self._metrics,
-            tracing=tracing or Tracing("", service=""),
-        )
+        self._metrics = metrics
         self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ends: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
@@ -263,7 +245,7 @@ class Dispatcher:
         _log.info("operations/%s: %s%s", operation.id, state.value, f": {error}" if error is not None else "")
         if await self._leases.finish(operation, state, error):
             self._note_end(running, error)
-            if self._opt_outs is not None and error is None:
+            if error is None:
                 self._opt_outs.wake()  # for who opted out while it ran
             await self._forget_job(operation)
             self._tell_end(operation.id)

@@ -29,6 +29,7 @@ from lookalike.runtime.confined import ConfinedRuntime
 from lookalike.runtime.job import Runtime
 from lookalike.runtime.score_job import ScoreRuntime
 from lookalike.schema import FeatureSchema
+from lookalike.service.attempts import Attempts
 from lookalike.service.audience_records import AudienceRecords
 from lookalike.service.audience_service import AudienceServicer
 from lookalike.service.audiences import AudienceStore
@@ -115,12 +116,11 @@ async def serve(
             )
             quotas = Quotas(config.quotas)
             store = OperationStore(database, quotas, max_queued=service.max_queued, metrics=metrics)
-            dispatcher = Dispatcher(
-                store,
-                ConfinedRuntime(runtime, folder.path),
-                leases=Leases(
-                    database, quotas, lease_seconds=service.lease_seconds, max_lost_runs=service.max_lost_runs
-                ),
+            leases = Leases(database, quotas, lease_seconds=service.lease_seconds, max_lost_runs=service.max_lost_runs)
+            confined = ConfinedRuntime(runtime, folder.path)
+            attempts = Attempts(
+                confined,
+                leases,
                 jobs=folder.jobs,
                 pool=opened.path,
                 checkpoint=checkpoint_fingerprint,
@@ -128,6 +128,9 @@ async def serve(
                 opt_outs=keeper,
                 metrics=metrics,
                 tracing=tracing,
+            )
+            dispatcher = Dispatcher(
+                store, confined, leases=leases, attempts=attempts, jobs=folder.jobs, opt_outs=keeper, metrics=metrics
             )
             audiences = AudienceStore(folder.audiences, records, keeper)
             present = presenter(dispatcher, audiences, privacy_floor=service.privacy_floor)
