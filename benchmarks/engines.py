@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -244,7 +243,7 @@ def result(way: Way, reference: Way) -> dict[str, Any]:
         "seconds": seconds,
         "cpu_seconds": spread(way.cpu_seconds),
         "users_per_second": rate,
-        "ratio": rate["median"] * statistics.median(reference.seconds) / reference.users,
+        "ratio": rate["median"] / (reference.users / spread(reference.seconds)["median"]),
         "error": error,
         **wrong,
     }
