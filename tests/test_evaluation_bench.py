@@ -15,10 +15,11 @@ from made_results import IDENTITY, ORIGIN, made
 from lookalike.cli.app import run
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import Cancelled, DataCorrupted, FailedPrecondition, InvalidInput, NotFound
-from lookalike.evaluation.bench import Watch, run_bench, summary_of
+from lookalike.evaluation.bench import run_bench, summary_of
 from lookalike.evaluation.results import ResultFolder, Trial, Tuned
 from lookalike.evaluation.systems.registry import SYSTEMS, chosen
 from lookalike.evaluation.systems.system import Rates
+from lookalike.evaluation.watch import Watch
 
 RATES = (0.001, 0.01)
 

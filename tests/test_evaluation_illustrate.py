@@ -15,7 +15,7 @@ import torch
 from lookalike.cli.app import run
 from lookalike.config import Config
 from lookalike.errors import Cancelled, DataCorrupted, FailedPrecondition, InvalidInput, NotFound
-from lookalike.evaluation.bench import Bench, Watch
+from lookalike.evaluation.bench import Bench
 from lookalike.evaluation.illustrate import NAMES, Illustrated, illustrate
 from lookalike.evaluation.observations import Calibration, Convergence, Mixtures, Observations
 from lookalike.evaluation.results import Tuned
@@ -27,6 +27,7 @@ from lookalike.evaluation.systems.metaheac import metaheac_systems
 from lookalike.evaluation.systems.networks import network_systems
 from lookalike.evaluation.systems.registry import OURS, Factory
 from lookalike.evaluation.systems.system import Mixed, Rates, Stepwise, System
+from lookalike.evaluation.watch import Watch
 from lookalike.scoring.compiled import compute_threads
 from lookalike.training.adapt import adapt
 

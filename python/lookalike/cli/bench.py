@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +16,13 @@ import typer
 from lookalike.cli import display
 
 if TYPE_CHECKING:
-    from lookalike.evaluation.bench import Watch
     from lookalike.evaluation.summary import Summary
     from lookalike.evaluation.systems.registry import Factory
+    from lookalike.evaluation.watch import Watch
 
 ROOT = Path(".bench")
+# Each holds the samples, and the users it has to do with, in memory.
+MOST_JOBS = 4
 
 
 def bench(
@@ -47,14 +49,19 @@ def bench(
         Path | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="Results and tables.  [default: .bench/NAME]"),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Of torch.  [default: torch's own choice]")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help=f"Processes that measure side by side.  [default: one a core, {MOST_JOBS} at most]"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Of torch, in each job.  [default: 1]")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure these systems again, whatever is stored.")] = False,
     table_only: Annotated[bool, typer.Option("--table-only", help="Measure nothing: show what is finished.")] = False,
 ) -> None:
     """Train and evaluate every system under one protocol and one budget, and write the table.
 
-    A run that is finished is kept: after Ctrl-C the same command goes on from there. The table is written after every
-    run, as text, Markdown, CSV and JSON. Rates are tuned on held-out training campaigns, never on test campaigns.
+    Jobs share the work; what is measured does not depend on their number. A run that is finished is kept: after Ctrl-C
+    the same command goes on from there. The table is written after every run, as text, Markdown, CSV and JSON. Rates
+    are tuned on held-out training campaigns, never on test campaigns.
     `lookalike figures` draws what is stored.
 
     \b
@@ -64,47 +71,37 @@ def bench(
       lookalike bench kuairand --grouped author_id
       lookalike bench ml1m --table-only
     """
+    from lookalike.evaluation.bench import usable_cores
     from lookalike.evaluation.systems.registry import chosen
 
     rows = chosen(None if systems is None else [key.strip() for key in systems.split(",") if key.strip()])
     options = {"runs": runs, "limit": limit, "samples": samples, "grouped": grouped}
     folder = output or folder_of(dataset, limit=limit, samples=samples, grouped=grouped)
-    command = _command(dataset, {"systems": systems, **options, "output": output, "threads": threads})
+    command = _command(dataset, {"systems": systems, **options, "output": output, "jobs": jobs, "threads": threads})
     if table_only:
         summary = _stored(folder, list(rows), dataset, runs, command)
     else:
-        summary = _measured(dataset, folder, rows, options, threads=threads, fresh=fresh, command=command)
+        options |= {
+            "jobs": min(usable_cores(), MOST_JOBS) if jobs is None else jobs,
+            "threads": 1 if threads is None else threads,
+        }
+        summary = _measured(dataset, folder, rows, options | {"fresh": fresh, "command": command})
     _show(summary, folder)
 
 
-def _measured(
-    dataset: Path,
-    folder: Path,
-    rows: Mapping[str, Factory],
-    options: Mapping[str, Any],
-    *,
-    threads: int | None,
-    fresh: bool,
-    command: str,
-) -> Summary:
+def _measured(dataset: Path, folder: Path, rows: Mapping[str, Factory], options: Mapping[str, Any]) -> Summary:
     from lookalike.evaluation.bench import run_bench
 
-    with watching(threads) as watch:
-        return run_bench(dataset, folder, rows, **options, fresh=fresh, command=command, watch=watch)
+    with watching() as watch:
+        return run_bench(dataset, folder, rows, **options, watch=watch)
 
 
 @contextmanager
-def watching(threads: int | None) -> Iterator[Watch]:
-    """Progress on the terminal, Ctrl-C that lets a step end, and so many threads of torch if a number is given."""
-    from lookalike.evaluation.bench import Watch
+def watching() -> Iterator[Watch]:
+    """Progress on the terminal, and Ctrl-C that lets a step end."""
+    from lookalike.evaluation.watch import Watch
 
-    with ExitStack() as stack:
-        asked = stack.enter_context(display.interruptible())
-        report = stack.enter_context(display.progress())
-        if threads is not None:
-            from lookalike.scoring.compiled import compute_threads
-
-            stack.enter_context(compute_threads(threads))
+    with display.interruptible() as asked, display.progress() as report:
         yield Watch(report, asked.is_set)
 
 

@@ -71,21 +71,22 @@ def _bars() -> Iterator[Report]:
 
 
 class _LogLines:
-    """A line when something is done, and now and then while it takes long."""
+    """A line when something is done, and now and then while it takes long; each `what` by itself."""
 
     def __init__(self) -> None:
-        self._what = ""
-        self._next = 0.0
-        self._told = False
+        self._last: dict[str, int] = {}
+        self._next: dict[str, float] = {}
+        self._told: dict[str, bool] = {}
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        if what != self._what:
-            self._what, self._next, self._told = what, now + FIRST_LOG_SECONDS, False
+        if done < self._last.get(what, done + 1):  # the first, or the next piece of work of this name
+            self._next[what], self._told[what] = now + FIRST_LOG_SECONDS, False
+        self._last[what] = done
         finished = 0 < total <= done
-        if now < self._next and (self._told or not finished):
+        if now < self._next[what] and (self._told[what] or not finished):
             return
-        self._next, self._told = now + LOG_INTERVAL_SECONDS, finished
+        self._next[what], self._told[what] = now + LOG_INTERVAL_SECONDS, finished
         share = f"{done:,} of {total:,}" if total else f"{done:,}"
         say(f"{what}: {share}" + (f", {note}" if note else ""))
 

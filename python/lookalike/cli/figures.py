@@ -33,7 +33,7 @@ def figures(
         Path | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="That of `bench`.  [default: .bench/NAME]"),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Of torch.  [default: torch's own choice]")] = None,
+    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is kept for the figures.")] = False,
 ) -> None:
     """Draw every figure as PNG and SVG into FOLDER/figures; with the options of a benchmark, from its results.
@@ -59,10 +59,11 @@ def figures(
     from lookalike.evaluation.bench import Bench
     from lookalike.evaluation.illustrate import illustrate
     from lookalike.evaluation.systems.registry import SYSTEMS
+    from lookalike.scoring.compiled import compute_threads
 
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
     folder = output or folder_of(dataset, limit=limit, samples=samples, grouped=grouped)
-    with watching(threads) as watch:
+    with watching() as watch, compute_threads(threads):
         bench = Bench.open(dataset, folder, samples=samples, limit=limit, grouped=grouped, watch=watch)
         drawn = illustrate(bench, SYSTEMS, only=names, category=category, fresh=fresh)
     display.table(drawn.facts)

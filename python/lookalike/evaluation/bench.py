@@ -10,15 +10,18 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import lookalike
 from lookalike.dataset.layout import CAMPAIGNS, SAMPLES, USERS, Dataset
-from lookalike.errors import Cancelled, InvalidInput, NotFound
+from lookalike.errors import InvalidInput, NotFound
 from lookalike.evaluation.examination import examine, tune
 from lookalike.evaluation.protocol import Exam, Protocol
 from lookalike.evaluation.published import published_as
@@ -27,12 +30,11 @@ from lookalike.evaluation.summary import Summary, summarise
 from lookalike.evaluation.systems.registry import OURS, Factory
 from lookalike.evaluation.systems.system import Tick
 from lookalike.evaluation.table import write_all
+from lookalike.evaluation.watch import Watch
+from lookalike.evaluation.workers import Workers
 from lookalike.files import file_digest
 from lookalike.pool.ingest import ingest
 from lookalike.pool.snapshot import Pool
-
-Report = Callable[[str, int, int, str], None]
-"""Called with (what, done, total, note)."""
 
 # What a result can depend on; a change of how it is shown must not make it look old.
 _MEASURING = ("dataset", "evaluation/systems", "model", "pool", "scoring", "training")
@@ -40,27 +42,6 @@ _MEASURING_FILES = (
     *("config.py", "evaluation/examination.py", "evaluation/metrics.py", "evaluation/protocol.py", "expander.py"),
     "schema.py",
 )
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Who is told how far the work is, and who may stop it between two steps."""
-
-    report: Report = lambda what, done, total, note: None
-    cancelled: Callable[[], bool] = lambda: False
-
-    def tick(self, what: str, note: str) -> Tick:
-        """The heartbeat of one piece of work.
-
-        Raises (the heartbeat): Cancelled: someone wants it to stop.
-        """
-
-        def beat(done: int, total: int) -> None:
-            if self.cancelled():
-                raise Cancelled("stopped; the same command goes on after what is finished")
-            self.report(what, done, total, note)
-
-        return beat
 
 
 def run_bench(
@@ -73,6 +54,8 @@ def run_bench(
     limit: int | None = None,
     grouped: str | None = None,
     fresh: bool = False,
+    jobs: int = 1,
+    threads: int = 1,
     command: str = "",
     watch: Watch | None = None,
 ) -> Summary:
@@ -83,25 +66,43 @@ def run_bench(
         samples: of pre-training; default: one pass over the training campaigns, or `protocol.MOST_SAMPLES`.
         limit: test campaigns a run at most. grouped: a field of campaigns whose values are not parted by a split.
         fresh: discard what there is of these systems, and everything if it was measured otherwise.
+        jobs: processes that measure side by side, each with its own copy of the samples; with 1, this one does.
+        threads: of torch, in each.
         command: named in the table.
 
     Raises:
         InvalidInput: a number below 1, or data that cannot be split or judged; or a system diverges.
         FailedPrecondition: `output` holds results that were measured otherwise. DataCorrupted: a file is damaged.
+        ResourceExhausted: one of several processes was killed.
         Cancelled: `watch` asked for it; what is finished is kept.
     """
-    if runs < 1:
-        raise InvalidInput(f"runs must be 1 or more, not {runs}", field="runs")
-    bench = Bench.open(
-        dataset_path, output, samples=samples, limit=limit, grouped=grouped, fresh=fresh, watch=watch or Watch()
-    )
+    for name, value in (("runs", runs), ("jobs", jobs), ("threads", threads)):
+        if value < 1:
+            raise InvalidInput(f"{name} must be 1 or more, not {value}", field=name)
+    watch = watch or Watch()
+    bench = Bench.open(dataset_path, output, samples=samples, limit=limit, grouped=grouped, fresh=fresh, watch=watch)
     if fresh:
         bench.folder.discard(systems)
-    for run in range(runs):
-        bench.measure(run, systems, runs)
-        summary = summary_of(bench.folder, list(systems), name=dataset_path.resolve().name, runs=runs, command=command)
-        write_all(summary, output)
-    return summary
+    everything = [Piece(key, run) for run in range(runs) for key in systems]
+    left = [piece for piece in everything if bench.folder.result(piece.key, piece.run) is None]
+
+    def summary() -> Summary:
+        name = dataset_path.resolve().name
+        return summary_of(bench.folder, list(systems), name=name, runs=runs, command=command)
+
+    if jobs == 1 or len(left) < 2:
+        finished = bench.in_turn(left, systems, threads)
+    else:
+        options = {"samples": bench.folder.identity.samples, "limit": limit, "grouped": grouped}
+        open_one = partial(_open_again, dataset_path, output, options)
+        finished = bench.side_by_side(left, systems, Workers(min(jobs, len(left)), threads, open_one, watch))
+    missing = Counter(piece.run for piece in left)
+    for number, piece in enumerate(finished, len(everything) - len(left) + 1):
+        watch.report("runs", number, len(everything), f"{piece.key}, run {piece.run}")
+        missing[piece.run] -= 1
+        if missing[piece.run] == 0:
+            write_all(summary(), output)
+    return summary()
 
 
 def summary_of(folder: ResultFolder, systems: Sequence[str], *, name: str, runs: int, command: str) -> Summary:
@@ -128,6 +129,14 @@ def summary_of(folder: ResultFolder, systems: Sequence[str], *, name: str, runs:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """What is measured as a whole: one run of one system, and its rates if there are none yet."""
+
+    key: str
+    run: int
+
+
+@dataclass(frozen=True)
 class Bench:
     """A folder of results, the protocol they are measured under, and who watches."""
 
@@ -135,6 +144,7 @@ class Bench:
     folder: ResultFolder
     protocol: Protocol
     watch: Watch
+    _exams: dict[int, Exam] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(
@@ -167,14 +177,47 @@ class Bench:
         )
         return cls(dataset, ResultFolder.begin(output, identity, fresh=fresh), protocol, watch)
 
-    def measure(self, run: int, systems: Mapping[str, Factory], runs: int) -> None:
-        """Every system of the run, one of `runs`, that is not finished; the exam is made only if there is one."""
-        exam: Exam | None = None
-        for position, (key, make) in enumerate(systems.items()):
-            if self.folder.result(key, run) is None:
-                exam = exam or self.protocol.exam(run)
-                self.folder.put(self._result(key, make, run, self.tuned(key, make), exam))
-            self.watch.report("runs", run * len(systems) + position + 1, runs * len(systems), f"{key}, run {run}")
+    def in_turn(self, left: Iterable[Piece], systems: Mapping[str, Factory], threads: int) -> Iterator[Piece]:
+        """Measure each, and yield it when it is finished."""
+        from lookalike.scoring.compiled import compute_threads
+
+        for piece in left:
+            with compute_threads(threads):
+                self.measure(piece, systems[piece.key])
+            yield piece
+
+    def side_by_side(self, left: Sequence[Piece], systems: Mapping[str, Factory], workers: Workers) -> Iterator[Piece]:
+        """Measure them in several processes, and yield each when it is finished.
+
+        The first piece of a system that has no rates tunes it; the others of that system wait for it, what comes behind
+        them does not.
+        """
+        waiting = list(left)
+        underway: dict[Future[None], Piece] = {}
+        tuned = {key for key in systems if self.folder.rates(key) is not None}
+        with workers:
+            while waiting or underway:
+                tuning = {piece.key for piece in underway.values()} - tuned
+                for piece in list(waiting):
+                    if len(underway) < workers.count and piece.key not in tuning:
+                        waiting.remove(piece)
+                        underway[workers.submit(Bench.measure, piece, systems[piece.key])] = piece
+                        tuning |= {piece.key} - tuned
+                piece = underway.pop(workers.first_of(underway))
+                tuned.add(piece.key)
+                yield piece
+
+    def measure(self, piece: Piece, make: Factory) -> None:
+        """One run of one system, kept in the folder."""
+        tuned = self.tuned(piece.key, make)
+        self.folder.put(self._result(piece.key, make, piece.run, tuned, self._exam(piece.run)))
+
+    def _exam(self, run: int) -> Exam:
+        """The last one is kept: all systems of a run are asked the same."""
+        if run not in self._exams:
+            self._exams.clear()
+            self._exams[run] = self.protocol.exam(run)
+        return self._exams[run]
 
     def tuned(self, key: str, make: Factory) -> Tuned:
         """A system's rates: those kept, or else they are tuned and kept."""
@@ -206,6 +249,11 @@ class Bench:
         return Origin(self.folder.identity.digest, _code_digest(), _machine())
 
 
+def _open_again(dataset_path: Path, output: Path, options: Mapping[str, Any], watch: Watch) -> Bench:
+    """In another process, after this one has."""
+    return Bench.open(dataset_path, output, watch=watch, **options)
+
+
 def _pool(dataset: Dataset, path: Path, watch: Watch) -> Pool:
     """Made once; the folder is named by what it is made of, and appears whole."""
     if path.is_dir():
@@ -229,9 +277,13 @@ def _code_digest() -> str:
     return seen.hexdigest()[:16]
 
 
+def usable_cores() -> int:
+    """Those this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _machine() -> dict[str, str | int]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found: dict[str, str | int] = {"CPU": _cpu(), "cores": cores}
+    found: dict[str, str | int] = {"CPU": _cpu(), "cores": usable_cores()}
     if "torch" in sys.modules:
         found["torch threads"] = sys.modules["torch"].get_num_threads()
     found |= {"python": platform.python_version(), "lookalike": lookalike.__version__}

@@ -1,11 +1,12 @@
 """Every row of the results table by its key, in the table's order. Knows where the systems are.
 
-What a system needs (torch, scikit-learn) is loaded when it is made.
+What a system needs (torch, scikit-learn) is loaded when it is made. Factories can be pickled, to go to other processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -16,19 +17,21 @@ Factory = Callable[[], System]
 
 
 def _made_of(module: str, name: str, **arguments: Any) -> Factory:
-    def make() -> System:
-        system: System = getattr(import_module(f"lookalike.evaluation.systems.{module}"), name)(**arguments)
-        return system
+    return partial(_make, module, name, arguments)
 
-    return make
+
+def _make(module: str, name: str, arguments: Mapping[str, Any]) -> System:
+    system: System = getattr(import_module(f"lookalike.evaluation.systems.{module}"), name)(**arguments)
+    return system
 
 
 def _one_of(module: str, name: str, key: str) -> Factory:
-    def make() -> System:
-        systems: list[System] = getattr(import_module(f"lookalike.evaluation.systems.{module}"), name)()
-        return next(system for system in systems if system.key == key)
+    return partial(_pick, module, name, key)
 
-    return make
+
+def _pick(module: str, name: str, key: str) -> System:
+    systems: list[System] = getattr(import_module(f"lookalike.evaluation.systems.{module}"), name)()
+    return next(system for system in systems if system.key == key)
 
 
 def _ours(key: str, title: str, **arguments: Any) -> Factory:
