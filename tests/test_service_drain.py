@@ -1,7 +1,9 @@
-"""A front that is told to end: no new orders, what runs may end, and what does not is left for the next."""
+"""What a front takes from the queue, and what it does when it is told to end: what does not end is for the next."""
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,10 @@ from serving import SECONDS, Front, ScriptedRuntime, config_for, front
 
 from lookalike import errors
 from lookalike.client import Client, Expansion
+from lookalike.retrieval.receipt import Receipt
+from lookalike.runtime.job import ExpansionJob, ProgressCallback
 from lookalike.service.server import AUDIENCE_SERVICE
+from lookalike.v1.audience_pb2 import ExpandAudienceMetadata as Metadata
 
 
 def order(client: Client, campaign: str) -> Expansion:
@@ -89,3 +94,38 @@ def test_more_workers_are_used_when_they_come(sample_pool: Path, tmp_path: Path)
         runtime.release()
         for expansion in both:
             expansion.result(SECONDS)
+
+
+class Neighbours(ScriptedRuntime):
+    """Notes whose jobs were at it at once, as pairs of campaigns."""
+
+    def __init__(self) -> None:
+        super().__init__(capacity=0)
+        self.at_work: set[str] = set()
+        self.pairs: set[tuple[str, str]] = set()
+
+    async def run(self, job: ExpansionJob, progress: ProgressCallback) -> Receipt:
+        self.pairs |= {(min(one, job.campaign), max(one, job.campaign)) for one in self.at_work}
+        self.at_work.add(job.campaign)
+        try:
+            return await super().run(job, progress)
+        finally:
+            self.at_work.remove(job.campaign)
+
+
+def test_what_its_fronts_may_have_died_of_runs_alone(sample_pool: Path, tmp_path: Path) -> None:
+    runtime = Neighbours()
+    runtime.hold()
+    with front(config_for(tmp_path), sample_pool, runtime) as running, Client(running.address) as client:
+        names = [order(client, f"c{number}").name for number in range(6)]
+        with contextlib.closing(sqlite3.connect(tmp_path / "operations.db")) as database, database:
+            suspect = names[2].removeprefix("operations/")
+            assert database.execute("UPDATE operations SET lost = 2 WHERE id = ?", [suspect]).rowcount == 1
+        runtime.capacity = 4
+        wait_until(lambda: client.operation(names[2]).metadata().state == Metadata.STATE_RUNNING)
+        runtime.wait_for(lambda it: it.running == 2)
+        runtime.release()
+        for name in names:
+            client.operation(name).result(SECONDS)
+    assert ("c0", "c1") in runtime.pairs
+    assert not [pair for pair in runtime.pairs if "c2" in pair]

@@ -148,7 +148,7 @@ def test_a_killed_fronts_work_is_done_by_the_other_once(fronts: Fronts) -> None:
     assert {name for name, count in attempts.items() if count == 2} == set(lost)
 
 
-def test_a_job_that_kills_its_server_is_given_up(sample_pool: Path, tmp_path: Path) -> None:
+def test_a_job_that_kills_its_server_is_given_up_and_its_neighbour_is_not(sample_pool: Path, tmp_path: Path) -> None:
     control = tmp_path / "control"
     control.mkdir()
     arguments = [str(control), str(tmp_path / "data"), "", str(sample_pool), "60"]
@@ -156,7 +156,8 @@ def test_a_job_that_kills_its_server_is_given_up(sample_pool: Path, tmp_path: Pa
         first = started(stack, arguments)
         with Client(address_of(first), timeout=SECONDS) as client:
             name = order(client, campaign="deadly").name
-        wait_until((control / "log").exists)
+            neighbour = order(client, campaign="innocent").name
+        wait_until(lambda: (control / "log").exists() and len((control / "log").read_text().splitlines()) == 2)
         first.send_signal(signal.SIGTERM)  # by an operator: that run is not counted
         first.wait(SECONDS)
         (control / "release").touch()
@@ -167,8 +168,9 @@ def test_a_job_that_kills_its_server_is_given_up(sample_pool: Path, tmp_path: Pa
                 client.operation(name).result(SECONDS)
             assert caught.value.reason == "SERVER_DIED"
             assert client.operation(name).metadata().attempts == 3
+            assert client.operation(neighbour).result(SECONDS).size == 5
             assert order(client).result(SECONDS).size == 5
-        assert len(list((tmp_path / "data" / "audiences").iterdir())) == 1
+        assert len(list((tmp_path / "data" / "audiences").iterdir())) == 2
 
 
 def test_a_front_that_hangs_loses_its_work_and_changes_nothing_when_it_wakes(fronts: Fronts) -> None:

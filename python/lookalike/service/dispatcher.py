@@ -183,7 +183,7 @@ class Dispatcher:
                 self.wake()
 
     async def _fill(self) -> None:
-        while not self._draining.is_set() and len(self._running) < self._runtime.capacity:
+        while not self._draining.is_set() and len(self._running) < self._room:
             operation = await self._claim()
             if operation is None:
                 return
@@ -199,6 +199,19 @@ class Dispatcher:
             running = self._running[operation.id] = Running(operation, scored, users_total=operation.users_total)
             running.task = self._spawn(self._see_through(running))
 
+    @property
+    def _room(self) -> int:
+        """How many may run: one while that is a suspect."""
+        suspected = any(self._leases.suspect(running.operation) for running in self._running.values())
+        return 1 if suspected else self._runtime.capacity
+
+    async def _alone(self, running: Running) -> None:
+        """Until nothing runs beside it; nothing more is claimed meanwhile."""
+        others = [other.task for other in self._running.values() if other is not running and other.task is not None]
+        if others:
+            _log.info("operations/%s waits for %d others, to run alone", running.operation.id, len(others))
+            await asyncio.wait(others)
+
     async def _claim(self) -> Operation | None:
         claim = self._leases.claim()
         try:
@@ -212,8 +225,10 @@ class Dispatcher:
     async def _see_through(self, running: Running) -> None:
         operation = running.operation
         logs.bind(operation=operation.id, tenant=operation.tenant, request_id=operation.request_id)
-        _log.info("operations/%s starts", operation.id)
         try:
+            if self._leases.suspect(operation):
+                await self._alone(running)
+            _log.info("operations/%s starts", operation.id)
             await self._run(running)
         except Exception as error:
             _log.warning("operations/%s goes back to the queue: %s", operation.id, error)

@@ -31,6 +31,9 @@ from lookalike.service.records import (
 _QUEUED = OPERATIONS.c.state == State.QUEUED.value
 _RUNNING = OPERATIONS.c.state == State.RUNNING.value
 
+# A front dies for many reasons; what has been there so often is looked at by itself.
+LOST_IN_COMPANY = 2
+
 
 class Leases:
     """Every method is awaited."""
@@ -47,6 +50,10 @@ class Leases:
     def shared(self) -> bool:
         """Whether other fronts may work off the same queue."""
         return self._database.shared
+
+    def suspect(self, operation: Operation) -> bool:
+        """Whether it may be what its fronts died of: run alone, so that what runs beside it does not fail with it."""
+        return 0 < min(LOST_IN_COMPANY, self._max_lost_runs - 1) <= operation.lost
 
     @transaction
     def claim(self, connection: sa.Connection) -> Operation | None:
