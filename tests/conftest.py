@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pyarrow as pa
 import pytest
 from hypothesis import settings
-from postgres import new_database, programs, server
+from postgres import database, programs, server
 from secured import authority, big_pool, secured, start, stranger  # noqa: F401 - fixtures
 
 from lookalike.config import AdaptationConfig, Config, JointConfig, ModelConfig, ScoringConfig, TrainingConfig
@@ -112,10 +112,20 @@ def postgres() -> Iterator[Path]:
         yield sockets
 
 
+@pytest.fixture
+def postgres_url(postgres: Path) -> Iterator[str]:
+    """`service.database_url` of an empty PostgreSQL database."""
+    with database(postgres) as url:
+        yield url
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
     """`service.database_url` for both databases, an empty one for each test."""
-    return "" if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
+    if request.param == "sqlite":
+        return ""
+    url: str = request.getfixturevalue("postgres_url")
+    return url
 
 
 SMALL_MODEL = ModelConfig(embedding_dim=4, num_experts=2, num_critics=2, hidden=(8, 8), gate_hidden=8)

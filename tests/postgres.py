@@ -58,9 +58,14 @@ def server(binaries: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def new_database(sockets: Path) -> str:
-    """The URL of an empty database."""
+@contextlib.contextmanager
+def database(sockets: Path) -> Iterator[str]:
+    """The URL of an empty database; dropped at the end, before the disk has all of it: that takes minutes for many."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(host=str(sockets), user="lookalike", dbname="postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    return f"postgresql://lookalike@/{name}?host={sockets}"
+    try:
+        yield f"postgresql://lookalike@/{name}?host={sockets}"
+    finally:
+        with psycopg.connect(host=str(sockets), user="lookalike", dbname="postgres", autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # a front that was killed may still be connected

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres import new_database, programs
+from postgres import database, programs
 from serving import SECONDS, ScriptedRuntime, config_for, front
 
 from lookalike import errors
@@ -43,25 +45,28 @@ def client_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
-def restored(copy: Path, data_dir: Path, database_url: str, postgres: Path | None) -> str:
-    """As docs/operator.md says; returns the restored database's URL."""
+@pytest.fixture
+def empty_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[str]:
+    """As `database_url`: of another database of the same kind."""
+    with database(request.getfixturevalue("postgres")) if database_url else contextlib.nullcontext("") as url:
+        yield url
+
+
+def restore(copy: Path, data_dir: Path, url: str) -> None:
+    """As docs/operator.md says."""
     shutil.copytree(copy, data_dir)
-    if not database_url:
-        return ""
-    assert postgres is not None
-    url = new_database(postgres)
-    subprocess.run(["pg_restore", "--no-owner", f"--dbname={url}", data_dir / DUMP_NAME], check=True)
-    return url
+    if url:
+        subprocess.run(["pg_restore", "--no-owner", f"--dbname={url}", data_dir / DUMP_NAME], check=True)
 
 
 @pytest.mark.usefixtures("client_programs")
 def test_every_audience_is_there_and_verifies_elsewhere(
-    request: pytest.FixtureRequest,
     sample_checkpoint: Path,
     sample_pool: Path,
     small_config: Config,
     order: dict[str, Any],
     database_url: str,
+    empty_url: str,
     tmp_path: Path,
 ) -> None:
     name = fingerprint(sample_checkpoint)
@@ -88,11 +93,9 @@ def test_every_audience_is_there_and_verifies_elsewhere(
             enough.set()
             busy.join()
     copy = tmp_path / "copy"
-    url = restored(
-        copy, tmp_path / "elsewhere", database_url, request.getfixturevalue("postgres") if database_url else None
-    )
+    restore(copy, tmp_path / "elsewhere", empty_url)
     shutil.rmtree(tmp_path / "data")
-    with serving(tmp_path / "elsewhere", url) as running, Client(running.address) as client:
+    with serving(tmp_path / "elsewhere", empty_url) as running, Client(running.address) as client:
         for expansion in client.operations("done = false"):  # refused, for their people were named by path
             with pytest.raises(errors.FailedPrecondition, match="was that moved"):
                 expansion.result(SECONDS)
@@ -111,9 +114,7 @@ def test_every_audience_is_there_and_verifies_elsewhere(
 
 
 @pytest.mark.usefixtures("client_programs")
-def test_what_was_queued_goes_on(
-    request: pytest.FixtureRequest, sample_pool: Path, database_url: str, tmp_path: Path
-) -> None:
+def test_what_was_queued_goes_on(sample_pool: Path, database_url: str, empty_url: str, tmp_path: Path) -> None:
     runtime = ScriptedRuntime()
     runtime.hold()
     config = config_for(tmp_path / "data", database_url=database_url, lease_seconds=1.0)
@@ -125,13 +126,8 @@ def test_what_was_queued_goes_on(
             client.operation(names[2]).cancel()
         running.stop()
     (tmp_path / "data").rename(tmp_path / "lost")
-    url = restored(
-        tmp_path / "copy",
-        tmp_path / "data",
-        database_url,
-        request.getfixturevalue("postgres") if database_url else None,
-    )
-    config = config_for(tmp_path / "data", database_url=url, lease_seconds=1.0)
+    restore(tmp_path / "copy", tmp_path / "data", empty_url)
+    config = config_for(tmp_path / "data", database_url=empty_url, lease_seconds=1.0)
     with front(config, sample_pool, ScriptedRuntime()) as running, Client(running.address) as client:
         for name in names:
             assert client.operation(name).result(SECONDS).size == 5
@@ -242,9 +238,9 @@ def test_where_nothing_may_be_saved(sample_pool: Path, tmp_path: Path) -> None:
 
 
 def test_without_pg_dump_it_is_said(
-    sample_pool: Path, postgres: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample_pool: Path, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_for(tmp_path / "data", database_url=new_database(postgres))
+    config = config_for(tmp_path / "data", database_url=postgres_url)
     with front(config, sample_pool, ScriptedRuntime()) as running:
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(errors.FailedPrecondition, match="client programs"):
@@ -252,9 +248,9 @@ def test_without_pg_dump_it_is_said(
 
 
 def test_a_password_is_in_nobodys_arguments(
-    sample_pool: Path, postgres: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample_pool: Path, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = new_database(postgres).replace("lookalike@", "lookalike:tell-nobody@")
+    url = postgres_url.replace("lookalike@", "lookalike:tell-nobody@")
     config = config_for(tmp_path / "data", database_url=url)
     program = tmp_path / "bin" / "pg_dump"
     program.parent.mkdir()

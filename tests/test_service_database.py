@@ -198,10 +198,8 @@ async def test_a_server_that_is_not_there_is_told_without_its_password(tmp_path:
     assert "secret" not in caught.value.message
 
 
-async def test_a_connection_that_breaks_is_unavailable_and_replaced(postgres: Path, tmp_path: Path) -> None:
-    from postgres import new_database
-
-    async with stores(new_database(postgres), tmp_path) as both:
+async def test_a_connection_that_breaks_is_unavailable_and_replaced(postgres_url: str, tmp_path: Path) -> None:
+    async with stores(postgres_url, tmp_path) as both:
         await both.create("a")
         patience = sa.text("SHOW idle_in_transaction_session_timeout")
         assert await both.database.run(lambda c: c.scalar(patience)) == "10s"

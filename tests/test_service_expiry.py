@@ -161,12 +161,10 @@ async def test_the_folder_and_the_database_belong_together(database_url: str, tm
                 await bind(other, both.database)
 
 
-async def test_a_folder_of_sqlites_is_not_given_to_an_empty_postgresql(postgres: Path, tmp_path: Path) -> None:
-    from postgres import new_database
-
+async def test_a_folder_of_sqlites_is_not_given_to_an_empty_postgresql(postgres_url: str, tmp_path: Path) -> None:
     async with opened("", tmp_path):
         pass
-    async with opened(new_database(postgres), tmp_path) as (both, folder):
+    async with opened(postgres_url, tmp_path) as (both, folder):
         with pytest.raises(errors.FailedPrecondition, match="operations.db"):
             await bind(folder, both.database)
 

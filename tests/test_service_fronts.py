@@ -13,7 +13,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from postgres import new_database
 from processes import wait_until
 
 import lookalike
@@ -66,11 +65,10 @@ def lease_seconds(request: pytest.FixtureRequest) -> float:
 
 
 @pytest.fixture
-def fronts(postgres: Path, sample_pool: Path, tmp_path: Path, lease_seconds: float) -> Iterator[Fronts]:
-    url = new_database(postgres)
+def fronts(postgres_url: str, sample_pool: Path, tmp_path: Path, lease_seconds: float) -> Iterator[Fronts]:
     control, data_dir = tmp_path / "control", tmp_path / "data"
     control.mkdir()
-    arguments = [str(one) for one in (control, data_dir, url, sample_pool, lease_seconds)]
+    arguments = [str(one) for one in (control, data_dir, postgres_url, sample_pool, lease_seconds)]
     with contextlib.ExitStack() as stack:
         processes = [started(stack, arguments) for _ in range(2)]  # both at once: one of them makes the database
         running = []

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operations import TENANT, Stores, operation, stores
-from postgres import new_database
 from serving import SECONDS
 
 from lookalike import errors
@@ -217,9 +216,9 @@ async def test_what_waits_when_the_database_is_closed_is_done_and_what_comes_aft
 
 
 async def test_servers_that_accept_for_the_same_tenants_never_wait_for_each_other(
-    postgres: Path, tmp_path: Path
+    postgres_url: str, tmp_path: Path
 ) -> None:
-    url, tenants = new_database(postgres), [f"t{n:02}" for n in range(30)]
+    url, tenants = postgres_url, [f"t{n:02}" for n in range(30)]
     async with stores(url, tmp_path) as first, stores(url, tmp_path) as second:
         for tenant in tenants:
             await first.create(f"{tenant} before", tenant=tenant)

@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operations import TENANT, Stores, stores
-from postgres import new_database
 
 from lookalike import errors
 from lookalike.config import QuotasConfig, TenantQuota
@@ -282,9 +281,9 @@ async def test_what_is_given_back_and_was_to_be_cancelled_is(both: Stores) -> No
     assert await both.states("a") == [State.CANCELLED]
 
 
-async def test_giving_back_waits_for_what_we_are_still_writing(postgres: Path, tmp_path: Path) -> None:
+async def test_giving_back_waits_for_what_we_are_still_writing(postgres_url: str, tmp_path: Path) -> None:
     """The last note of a job that is stopped goes on on its thread; skipping its row would leave a lease behind."""
-    async with stores(new_database(postgres), tmp_path) as both:
+    async with stores(postgres_url, tmp_path) as both:
         await both.create("a")
         it = await claimed(both)
         locked = threading.Event()
