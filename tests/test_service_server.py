@@ -1,74 +1,39 @@
-"""The front service, over real gRPC and on both databases: the door, the queue, idempotency, cancellation, restarts,
-errors, the end.
+"""The front service, over real gRPC and on both databases: orders, the queue, idempotency, cancellation, progress,
+lists and pages, health.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-import pyarrow as pa
+import orders
 import pyarrow.parquet as pq
 import pytest
-import serving
 from google.longrunning import operations_pb2, operations_pb2_grpc
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from serving import CHECKPOINT, SECONDS, Front, ScriptedRuntime, config_for, front, members_of, write_audience
+from orders import SEEDS, detail, order, request_of
+from serving import CHECKPOINT, SECONDS, Front, ScriptedRuntime, config_for, front, members_of
 
 from lookalike import errors
-from lookalike.client import Client, Expansion
-from lookalike.dataset.layout import Dataset
+from lookalike.client import Client
 from lookalike.pool.snapshot import Pool
 from lookalike.service import audience_service
 from lookalike.service.door import Door
-from lookalike.service.leases import Leases
-from lookalike.service.operations import OperationStore
 from lookalike.service.server import AUDIENCE_SERVICE, OPERATIONS_SERVICE
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
+pytestmark = pytest.mark.usefixtures("each_database")
+each_database, runtime, running = orders.each_database, orders.runtime, orders.running
+client, channel = orders.client, orders.channel
+
 Metadata = audience_pb2.ExpandAudienceMetadata
-SEEDS = [3, 1, 2]
-
-
-@pytest.fixture(autouse=True)
-def _database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "DATABASE_URL", database_url)
-
-
-@pytest.fixture
-def runtime() -> ScriptedRuntime:
-    return ScriptedRuntime()
-
-
-@pytest.fixture
-def running(runtime: ScriptedRuntime, sample_pool: Path, tmp_path: Path) -> Iterator[Front]:
-    with front(config_for(tmp_path / "data"), sample_pool, runtime) as it:
-        yield it
-
-
-@pytest.fixture
-def client(running: Front) -> Iterator[Client]:
-    with Client(running.address, timeout=SECONDS) as it:
-        yield it
-
-
-@pytest.fixture
-def channel(running: Front) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(running.address) as it:
-        yield it
-
-
-def order(client: Client, **changes: object) -> Expansion:
-    return client.expand(**{"campaign": "spring", "seeds": SEEDS, "k": 5, **changes})
 
 
 def test_an_expansion_ends_in_an_audience(client: Client, running: Front, runtime: ScriptedRuntime) -> None:
@@ -293,160 +258,6 @@ def test_progress_is_shown_while_it_runs(client: Client, runtime: ScriptedRuntim
     assert [step.users_scored for step in seen] == sorted(step.users_scored for step in seen)
 
 
-def test_a_died_worker_is_replaced_without_the_client_knowing(client: Client, runtime: ScriptedRuntime) -> None:
-    runtime.failures = [errors.Unavailable("worker died")]
-    expansion = order(client)
-    assert expansion.result(SECONDS).size == 5
-    assert expansion.metadata().attempts == 2
-
-
-def test_a_worker_that_keeps_dying_fails_the_operation(sample_pool: Path, tmp_path: Path) -> None:
-    runtime = ScriptedRuntime(failures=[errors.Unavailable("worker died", reason="WORKER_DIED") for _ in range(9)])
-    config = config_for(tmp_path, max_attempts=2)
-    with front(config, sample_pool, runtime) as running, Client(running.address) as client:
-        expansion = order(client)
-        with pytest.raises(errors.Unavailable, match=r"given up after 2 runs.*worker died") as caught:
-            expansion.result(SECONDS)
-        assert caught.value.reason == "WORKER_DIED"
-        assert expansion.metadata().state == Metadata.STATE_FAILED
-    assert len(runtime.jobs) == 2
-
-
-def test_the_jobs_own_error_reaches_the_client_whole(client: Client, runtime: ScriptedRuntime) -> None:
-    runtime.failures = [errors.EmptySeeds("3 seeds, none in the pool", field="seeds", reason="TOO_FEW_SEEDS")]
-    with pytest.raises(errors.EmptySeeds, match="none in the pool") as caught:
-        order(client).result(SECONDS)
-    assert (caught.value.field, caught.value.reason) == ("seeds", "TOO_FEW_SEEDS")
-
-
-def test_a_defect_is_logged_and_told_as_an_incident(
-    client: Client, runtime: ScriptedRuntime, caplog: pytest.LogCaptureFixture
-) -> None:
-    runtime.failures = [ZeroDivisionError("secret of the server")]
-    with pytest.raises(errors.InternalError, match="incident") as caught:
-        order(client).result(SECONDS)
-    incident = caught.value.message.rsplit(" ", 1)[1]
-    assert "secret" not in caught.value.message
-    assert incident in caplog.text
-    assert "secret of the server" in caplog.text
-
-
-def test_no_call_tells_what_broke_inside(
-    client: Client, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(*args: object) -> None:
-        raise ZeroDivisionError("secret of the server")
-
-    monkeypatch.setattr("lookalike.service.door.Door.match", broken)
-    monkeypatch.setattr("lookalike.service.audience_service.messages", broken)
-    with pytest.raises(errors.InternalError, match="incident") as unary:
-        client.validate(campaign="c", seeds=[1], k=1)
-    audience = order(client).result(SECONDS)
-    with pytest.raises(errors.InternalError, match="incident") as stream:
-        list(client.members(audience.name))
-    for caught in (unary, stream):
-        assert "secret" not in caught.value.message
-        assert caught.value.message.rsplit(" ", 1)[1] in caplog.text
-
-
-def test_what_ran_when_the_server_stopped_runs_again(sample_pool: Path, tmp_path: Path) -> None:
-    runtime = ScriptedRuntime()
-    runtime.hold()
-    config = config_for(tmp_path)
-    with front(config, sample_pool, runtime) as running, Client(running.address) as client:
-        first, second, third = (order(client, campaign=name, request_id=name) for name in "abc")
-        runtime.wait_for(lambda r: r.running == 1)
-        third.cancel()
-    assert runtime.running == 0
-    again = ScriptedRuntime()
-    with front(config, sample_pool, again) as running, Client(running.address) as client:
-        assert client.operation(first.name).result(SECONDS).campaign == "a"
-        assert client.operation(second.name).result(SECONDS).campaign == "b"
-        with pytest.raises(errors.Cancelled):
-            client.operation(third.name).result(SECONDS)
-        assert client.operation(first.name).metadata().attempts == 2
-        assert order(client, campaign="a", request_id="a").name == first.name
-    assert [job.campaign for job in again.jobs] == ["a", "b"]
-
-
-def test_a_job_that_had_published_before_the_crash_is_not_run_again(sample_pool: Path, tmp_path: Path) -> None:
-    runtime = ScriptedRuntime()
-    runtime.hold()
-    config = config_for(tmp_path)
-    with front(config, sample_pool, runtime) as running, Client(running.address) as client:
-        name = order(client).name
-        runtime.wait_for(lambda r: r.running == 1)
-    write_audience(runtime.jobs[0], pa.array([11, 12], pa.int64()))
-    staged = tmp_path / "audiences" / "x.tmp-1-2"  # left by a killed worker
-    staged.mkdir()
-    os.utime(staged, 2 * (time.time() - 7200,))  # where several servers share the folder, young ones may be alive
-    again = ScriptedRuntime()
-    with front(config, sample_pool, again, checkpoint="d" * 64) as running, Client(running.address) as client:
-        assert client.operation(name).result(SECONDS).size == 2
-        metadata = client.operation(name).metadata()
-        assert metadata.users_scored == metadata.users_total == 1000
-    assert again.jobs == []
-    assert not staged.exists()
-
-
-def test_what_may_have_been_accepted_keeps_its_seeds(
-    client: Client, runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    create, failures = OperationStore.create, [errors.Unavailable("the connection broke after the commit")]
-
-    async def failing(*args: object) -> object:
-        stored = await create(*args)  # type: ignore[arg-type]
-        if failures:
-            raise failures.pop()
-        return stored
-
-    monkeypatch.setattr(OperationStore, "create", failing)
-    assert order(client).result(SECONDS).size == 5  # the client has asked again, with the same request_id
-    assert failures == []
-    assert len(list(client.operations())) == len(runtime.jobs) == 1
-
-
-@pytest.mark.parametrize("what", ["begin_attempt", "finish"])
-def test_what_a_store_that_is_away_cannot_note_is_noted_later(
-    what: str, client: Client, runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    works, failures = getattr(Leases, what), [errors.Unavailable("no database")]
-
-    async def failing(*args: object) -> object:
-        if failures:
-            raise failures.pop()
-        return await works(*args)
-
-    monkeypatch.setattr(Leases, what, failing)
-    expansion = order(client)
-    assert expansion.result(SECONDS).size == 5
-    assert failures == []
-    assert len(runtime.jobs) == 1  # at the second time its audience was there
-
-
-def test_the_server_stops_in_time_while_a_job_runs_and_a_client_waits(sample_pool: Path, tmp_path: Path) -> None:
-    runtime = ScriptedRuntime()
-    runtime.hold()
-    answers = []
-    with (
-        front(config_for(tmp_path), sample_pool, runtime) as running,
-        grpc.insecure_channel(running.address) as channel,
-    ):
-        with Client(running.address) as client:
-            name = order(client).name
-        runtime.wait_for(lambda r: r.running == 1)
-        waiting = operations_pb2_grpc.OperationsStub(channel).WaitOperation.future(
-            operations_pb2.WaitOperationRequest(name=name), timeout=SECONDS
-        )
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=AUDIENCE_SERVICE))
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        threading.Thread(target=running.stop).start()
-        answers.append(waiting.result())
-        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        watch.cancel()
-    assert not answers[0].done
-
-
 def test_wait_returns_at_its_time_out(client: Client, channel: grpc.Channel, runtime: ScriptedRuntime) -> None:
     runtime.hold()
     expansion = order(client)
@@ -498,107 +309,6 @@ def test_only_a_done_operation_can_be_deleted(client: Client, runtime: ScriptedR
     assert client.audience(audience.name).size == 5
 
 
-def request_of(**changes: object) -> audience_pb2.ExpandAudienceRequest:
-    request = audience_pb2.ExpandAudienceRequest(**{"k": 5, **changes})
-    if not request.HasField("campaign"):
-        request.campaign.name = "spring"
-    if request.WhichOneof("seeds") is None:
-        request.seed_ids.integers.values.extend(SEEDS)
-    return request
-
-
-def detail(error: grpc.RpcError, message: object) -> object:
-    """The detail of the type of `message` in a failed call's status."""
-    (value,) = (value for key, value in error.trailing_metadata() if key == "grpc-status-details-bin")
-    for packed in status_pb2.Status.FromString(value).details:
-        if packed.Unpack(message):
-            return message
-    raise AssertionError(f"no {type(message).__name__}")
-
-
-def test_a_wrong_request_names_every_field(channel: grpc.Channel, client: Client) -> None:
-    request = audience_pb2.ExpandAudienceRequest(k=2**32, request_id="x" * 200)
-    with pytest.raises(grpc.RpcError) as caught:
-        audience_pb2_grpc.AudienceServiceStub(channel).ExpandAudience(request)
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    bad = detail(caught.value, error_details_pb2.BadRequest())
-    assert {v.field for v in bad.field_violations} == {"k", "request_id", "campaign.name", "seed_ids"}
-    info = detail(caught.value, error_details_pb2.ErrorInfo())
-    assert (info.domain, info.reason) == ("lookalike", "INVALID_INPUT")
-    assert list(client.operations()) == []
-
-
-def test_features_the_model_does_not_know_are_refused_at_the_door(
-    sample_dataset: Path, sample_pool: Path, tmp_path: Path
-) -> None:
-    schema = Dataset.open(sample_dataset).campaign_schema()
-    with (
-        front(config_for(tmp_path), sample_pool, ScriptedRuntime(), campaign_schema=schema) as running,
-        Client(running.address) as client,
-    ):
-        with pytest.raises(errors.SchemaError, match="unknown feature 'colour'") as caught:
-            order(client, features={"colour": "red"})
-        assert caught.value.field == "campaign.features.colour"
-        many = {f"feature_{'é' * 100}_{n}": "x" for n in range(100)}
-        with pytest.raises(errors.InvalidInput, match="and 99 more"):  # and not RESOURCE_EXHAUSTED
-            order(client, features=many)
-        known = {schema.fields[0].name: None}
-        assert order(client, features=known).result(SECONDS).size == 5
-
-
-def test_seeds_by_path_stay_within_their_folder(sample_pool: Path, tmp_path: Path) -> None:
-    seeds_dir = tmp_path / "seeds"
-    seeds_dir.mkdir()
-    pq.write_table(pa.table({"user_id": [1, 2]}), seeds_dir / "good.parquet")
-    pq.write_table(pa.table({"user_id": [1, 2]}), tmp_path / "outside.parquet")
-    (seeds_dir / "link.parquet").symlink_to(tmp_path / "outside.parquet")
-    runtime = ScriptedRuntime()
-    config = config_for(tmp_path / "data", seeds_dir=seeds_dir)
-    with front(config, sample_pool, runtime) as running, Client(running.address) as client:
-
-        def order_path(path: str) -> Expansion:
-            return client.expand(campaign="c", seeds_path=path, k=1)
-
-        first = client.expand(campaign="c", seeds_path="good.parquet", k=1, request_id="r")
-        first.result(SECONDS)
-        for outside in ("../outside.parquet", str(tmp_path / "outside.parquet"), "link.parquet"):
-            with pytest.raises(errors.InvalidInput, match="outside the server's seeds folder") as caught:
-                order_path(outside)
-            assert caught.value.field == "seeds_path"
-        with pytest.raises(errors.NotFound):
-            order_path("none.parquet")
-        (seeds_dir / "good.parquet").unlink()  # what was accepted stays so
-        assert client.expand(campaign="c", seeds_path="good.parquet", k=1, request_id="r").name == first.name
-    assert len(runtime.jobs) == 1
-
-
-def test_no_seeds_path_without_a_folder(client: Client) -> None:
-    with pytest.raises(errors.FailedPrecondition, match="seeds_dir"):
-        client.expand(campaign="c", seeds_path="x.parquet", k=1)
-
-
-def test_names_that_are_none(client: Client, channel: grpc.Channel) -> None:
-    with pytest.raises(errors.InvalidInput, match="operations/"):
-        client.operation("operations/../../etc").metadata()
-    with pytest.raises(errors.NotFound):
-        client.operation("operations/" + "0" * 32).metadata()
-    with pytest.raises(errors.InvalidInput, match="audiences/"):
-        client.audience("audiences/..")
-    with pytest.raises(errors.NotFound):
-        client.audience("audiences/" + "0" * 32)
-
-
-def test_an_audience_somebody_removed(client: Client, running: Front) -> None:
-    expansion = order(client)
-    audience = expansion.result(SECONDS)
-    folder = running.data_dir / audience.name
-    folder.rename(folder.with_name("elsewhere"))
-    with pytest.raises(errors.NotFound):
-        expansion.result(SECONDS)
-    with pytest.raises(errors.NotFound):
-        client.audience(audience.name)
-
-
 def test_members_in_pages(client: Client, channel: grpc.Channel, running: Front) -> None:
     audience = order(client, k=25).result(SECONDS)
     stub = audience_pb2_grpc.AudienceServiceStub(channel)
@@ -637,26 +347,3 @@ def test_health_and_reflection(channel: grpc.Channel) -> None:
     (answer,) = stub.ServerReflectionInfo(iter(asked))
     names = {service.name for service in answer.list_services_response.service}
     assert {AUDIENCE_SERVICE, OPERATIONS_SERVICE, "grpc.health.v1.Health"} <= names
-
-
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "example.com:80", "127.0.0.1", "127.0.0.1:99999"])
-def test_only_loopback_without_tls(listen: str, sample_pool: Path, tmp_path: Path) -> None:
-    with (
-        pytest.raises(errors.InvalidInput) as caught,
-        front(config_for(tmp_path, listen=listen), sample_pool, ScriptedRuntime()),
-    ):
-        pass
-    assert caught.value.field == "service.listen"
-
-
-def test_a_taken_port_and_a_taken_folder_are_told(running: Front, sample_pool: Path, tmp_path: Path) -> None:
-    with (
-        pytest.raises(errors.FailedPrecondition, match="another server uses"),
-        front(config_for(running.data_dir, database_url=""), sample_pool, ScriptedRuntime()),
-    ):
-        pass
-    with (
-        pytest.raises(errors.Unavailable, match="cannot listen"),
-        front(config_for(tmp_path / "other", listen=running.address, database_url=""), sample_pool, ScriptedRuntime()),
-    ):
-        pass
