@@ -16,12 +16,13 @@ import psutil
 import pytest
 from fake_system import FakeSystem, Scores, by_position
 
-from lookalike.errors import Cancelled, InvalidInput, ResourceExhausted
+from lookalike.errors import Cancelled, DataCorrupted, InvalidInput, ResourceExhausted
 from lookalike.evaluation.bench import run_bench
 from lookalike.evaluation.results import ResultFolder
 from lookalike.evaluation.systems.registry import chosen
 from lookalike.evaluation.systems.system import Rates, SeededCampaign
 from lookalike.evaluation.watch import Watch
+from lookalike.evaluation.workers import Workers
 
 SAMPLES = 500
 STUCK_SECONDS = 600.0
@@ -85,6 +86,15 @@ def test_what_goes_wrong_in_a_worker_is_told_here(sample_dataset: Path, tmp_path
         run_bench(sample_dataset, tmp_path, systems(bad=diverged, good=slow), runs=2, samples=SAMPLES, jobs=2)
     assert raised.value.field == "systems"
     assert no_worker_left()
+
+
+def damaged(watch: Watch) -> None:
+    raise DataCorrupted("the pool is damaged", field="pool")
+
+
+def test_what_cannot_be_opened_is_told_by_the_work(tmp_path: Path) -> None:
+    with Workers(1, 1, damaged, Watch()) as workers, pytest.raises(DataCorrupted, match="the pool is damaged"):
+        workers.first_of([workers.submit(print)])
 
 
 def test_a_killed_worker_is_not_waited_for(sample_dataset: Path, tmp_path: Path) -> None:

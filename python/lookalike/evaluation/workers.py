@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,15 +24,17 @@ from lookalike.evaluation.watch import Watch
 POLL_SECONDS = 0.2
 _OMP = "OMP_NUM_THREADS"
 
-_opened: list[Any] = []  # in a worker: what `open_one` returned
+# In a worker: how to open what it works on, and that, once there was work.
+_opening: list[Callable[[], Any]] = []
+_opened: list[Any] = []
 
 
 class Workers:
     """`with Workers(...) as workers:` work that is submitted runs in one of `count` processes of `threads` threads.
 
     Args:
-        open_one: called once in each process with its watch; what it returns goes to every function submitted.
-            Pickled, as functions, arguments and results are.
+        open_one: called once in each process with its watch; what it returns goes to every function submitted, what it
+            raises is what they raise. Pickled, as functions, arguments and results are.
         watch: is told of each worker's work, as "worker 1" and so on; when it wants to stop, all workers do.
     """
 
@@ -64,7 +67,6 @@ class Workers:
             for process in set(multiprocessing.active_children()) - self._others:
                 process.terminate()
         self._executor.shutdown(cancel_futures=True)
-        self._pass_on()
         if self._before is None:
             os.environ.pop(_OMP, None)
         else:
@@ -114,7 +116,7 @@ def _begin(numbers: Any, stop: Any, reports: Any, open_one: Callable[[Watch], An
             last = now
             reports.put((f"worker {number}", done, total, f"{note}: {what}"))
 
-    _opened.append(open_one(Watch(report, stop.is_set)))
+    _opening.append(partial(open_one, Watch(report, stop.is_set)))
 
 
 def _end_with_parent() -> None:
@@ -126,4 +128,6 @@ def _end_with_parent() -> None:
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    return function(*_opened, *arguments)
+    if not _opened:
+        _opened.append(_opening[0]())
+    return function(_opened[0], *arguments)
