@@ -202,6 +202,21 @@ def test_seeds_from_text_and_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert seeds.read(Path("-")).to_pylist() == [5]
 
 
+@pytest.mark.parametrize("head", ["", "\ufeff", "user_id\n", '\ufeff"user_id"\r\n'])
+def test_text_is_read_as_the_ids_of_the_pool(head: str, tmp_path: Path) -> None:
+    path = tmp_path / "seeds.csv"
+    path.write_text(head + "17\n\n99\n", encoding="utf-8")
+    assert seeds.read(path, id_type=pa.int64()).equals(pa.array([17, 99], pa.int64()))
+    assert seeds.read(path, id_type=pa.large_string()).equals(pa.array(["17", "99"], pa.large_string()))
+    assert seeds.read(path).equals(pa.array([17, 99], pa.int64()))
+    path.write_text(head + "17\n\nann\n", encoding="utf-8")
+    number = 3 + head.count("\n")
+    with pytest.raises(
+        InvalidInput, match=f"line {number} of .*seeds.csv is 'ann', but user ids of this pool are integers"
+    ):
+        seeds.read(path, id_type=pa.int64())
+
+
 def test_seeds_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1]}), tmp_path / "other.parquet")
     with pytest.raises(SchemaError, match="user_id"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lookalike.dataset.layout import Dataset
 from lookalike.errors import Cancelled, DataCorrupted, EmptySeeds, InvalidInput, SchemaError
 from lookalike.expander import Expander
 from lookalike.pool.snapshot import Pool
+from lookalike.retrieval import insight_page
 from lookalike.retrieval.insight import Insight
 from lookalike.retrieval.receipt import Progress, SeedMatch, Stage
 from lookalike.training.adapt import adapt
@@ -331,10 +334,24 @@ def test_the_command_s_mistakes(arguments: list[str], capsys: pytest.CaptureFixt
     assert "sizes" in capsys.readouterr().err
     assert run([*arguments, "--seeds", str(tmp_path / "none.txt")]) == 3
     (tmp_path / "file").touch()
-    assert run([*arguments, "--html", str(tmp_path / "file" / "page.html")]) == 1
+    for place, words in ((tmp_path, "is a folder"), (tmp_path / "file" / "page.html", "cannot be written")):
+        assert run([*arguments, "--html", str(place)]) == 2
+        said = capsys.readouterr()
+        assert words in said.err
+        assert said.out == ""  # nothing was done
+
+
+def test_what_was_found_is_told_though_the_page_cannot_be_written(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(found: Insight, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(insight_page, "write_page", full)
+    assert run([*arguments, "-k", "150", "--html", str(tmp_path / "page.html")]) != 0
     said = capsys.readouterr()
-    assert "error:" in said.err
-    assert "Traceback" not in said.err
+    assert "150 users find" in said.out
+    assert "No space left" in said.err
 
 
 def test_expand_says_when_the_general_model_is_used(

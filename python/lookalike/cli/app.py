@@ -41,14 +41,14 @@ From nothing to an audience:
   lookalike dataset get ml1m --output ml1m
   lookalike ingest ml1m/users.parquet --output pool
   lookalike train ml1m --pool pool --output general
-  lookalike insight --checkpoint general --pool pool --dataset ml1m --campaign 1 --html insight.html
-  lookalike expand --checkpoint general --pool pool --dataset ml1m --campaign 1 -k 500 --output audience
+  lookalike insight --checkpoint general --pool pool --dataset ml1m --campaign 11 --html insight.html
+  lookalike expand --checkpoint general --pool pool --dataset ml1m --campaign 11 -k 500 --output audience
   lookalike verify audience
 
 \b
 The same as a service:
   lookalike serve --checkpoint general --pool pool --insecure
-  lookalike client expand --dataset ml1m --campaign 1 -k 500 --wait
+  lookalike client expand --dataset ml1m --campaign 11 -k 500 --wait
 """
 
 app = typer.Typer(

@@ -67,15 +67,16 @@ def expand(
 
     \b
     Examples:
-      lookalike expand --checkpoint general --pool pool --dataset ml1m --campaign 1 -k 500
+      lookalike expand --checkpoint general --pool pool --dataset ml1m --campaign 11 -k 500
       lookalike expand --checkpoint general --pool pool --campaign spring --seeds seeds.txt \\
           --feature category=shoes -k 100000 --output audiences/spring \\
           --filter "country in ('DE', 'AT') and age >= 3" --exclude opted-out.txt --exclude customers.parquet
     """
     from lookalike.cli.seeds import gather
     from lookalike.expander import Expander
+    from lookalike.pool.snapshot import Pool
 
-    user_ids, values = gather(campaign, seeds, features, dataset)
+    user_ids, values = gather(campaign, seeds, features, dataset, id_type=Pool.open(pool).id_type)
     expander = Expander.open(checkpoint, pool, configuration(config, overrides, checkpoint=checkpoint))
     with display.progress() as report:
 

@@ -5,6 +5,7 @@ Knows the expander and retrieval.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from lookalike.cli.options import (
     SeedsFile,
     configuration,
 )
+from lookalike.errors import InvalidInput
 
 if TYPE_CHECKING:
     from lookalike.retrieval.insight import Insight
@@ -68,14 +70,17 @@ def insight(
     \b
     Examples:
       lookalike insight --checkpoint general --pool pool --campaign spring --seeds seeds.txt --html spring.html
-      lookalike insight --checkpoint general --pool pool --dataset ml1m --campaign 1 -k 500 -k 1000 --json
+      lookalike insight --checkpoint general --pool pool --dataset ml1m --campaign 11 -k 500 -k 1000 --json
     """
     from lookalike.cli.seeds import gather
     from lookalike.expander import Expander
+    from lookalike.pool.snapshot import Pool
     from lookalike.retrieval.insight_page import write_page
     from lookalike.retrieval.preview import MOST_USERS
 
-    user_ids, values = gather(campaign, seeds, features, dataset)
+    if html is not None:
+        _require_place(html)
+    user_ids, values = gather(campaign, seeds, features, dataset, id_type=Pool.open(pool).id_type)
     expander = Expander.open(checkpoint, pool, configuration(config, overrides, checkpoint=checkpoint))
     with display.progress() as report:
 
@@ -93,15 +98,29 @@ def insight(
             sample_users=MOST_USERS if sample_users is None else sample_users,
             progress=show,
         )
-    if html is not None:
-        write_page(found, html)
     if as_json:
         display.print_json(found.to_json())
     else:
-        _show(found, html)
+        _show(found)
+    if html is not None:  # last: what was found is told, also where the disk is full
+        write_page(found, html)
+        display.say(str(html))
 
 
-def _show(found: Insight, html: Path | None) -> None:
+def _require_place(html: Path) -> None:
+    """Before any work.
+
+    Raises:
+        InvalidInput: no file can be written there.
+    """
+    if html.is_dir():
+        raise InvalidInput(f"{html} is a folder: give the name of a file", field="html")
+    there = next(folder for folder in html.absolute().parents if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise InvalidInput(f"{html} cannot be written, for nothing can be put into {there}: give another", field="html")
+
+
+def _show(found: Insight) -> None:
     typer.echo(found.headline + "\n")
     rows: list[tuple[str, object]] = [(reason.code.lower(), reason.text) for reason in found.seed_quality.reasons]
     rows += [("what to do", reason.fix) for reason in found.seed_quality.reasons]
@@ -110,8 +129,6 @@ def _show(found: Insight, html: Path | None) -> None:
     rows.append(("fine-tuning", found.fine_tuning.text))
     rows += [("telling", one.text) for one in found.telling[:_TELLING]]
     rows.append(("hidden seeds", f"{found.held_out_seeds:,}, ranked among {found.compared_users:,} users"))
-    if html is not None:
-        rows.append(("page", html))
     display.table(rows)
 
 

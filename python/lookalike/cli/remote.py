@@ -73,9 +73,9 @@ def expand(
 
     \b
     Examples:
-      lookalike client expand --dataset ml1m --campaign 1 -k 500 --wait
+      lookalike client expand --dataset ml1m --campaign 11 -k 500 --wait
       lookalike client expand --campaign spring --seeds seeds.txt --feature category=shoes -k 100000
-      lookalike client expand --dataset ml1m --campaign 1 -k 500 --wait \\
+      lookalike client expand --dataset ml1m --campaign 11 -k 500 --wait \\
         --server lookalike.example:8500 --token-file shop.token --ca-file ca.pem
     """
     from lookalike.cli.seeds import gather, read_all

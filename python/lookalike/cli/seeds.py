@@ -14,15 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.dataset.layout import Dataset
-from lookalike.errors import DataCorrupted, InvalidInput, NotFound
+from lookalike.errors import DataCorrupted, InvalidInput, NotFound, quoted
 from lookalike.pool.roaring import roaring_ids
 from lookalike.schema import FeatureValue, as_ids, require_column
 
 
 def gather(
-    campaign: str, seeds: Path | None, features: Sequence[str] | None, dataset: Path | None
+    campaign: str,
+    seeds: Path | None,
+    features: Sequence[str] | None,
+    dataset: Path | None,
+    *,
+    id_type: pa.DataType | None = None,
 ) -> tuple[pa.Array, dict[str, FeatureValue]]:
     """Seed ids and campaign features from what the command line gave. `--seeds` and `--feature` go before --dataset.
+
+    `id_type` is as of `read`.
 
     Raises:
         InvalidInput: there are no seeds, or a feature is not NAME=VALUE.
@@ -38,7 +45,7 @@ def gather(
         if seeds is None:
             user_ids, labels = opened.samples(campaign, "seed")
             found = user_ids.filter(pa.array(labels == 1))
-    return (read(seeds) if seeds is not None else found), known | _parsed(features or ())
+    return (read(seeds, id_type=id_type) if seeds is not None else found), known | _parsed(features or ())
 
 
 def read_all(paths: Sequence[Path]) -> pa.Array:
@@ -53,12 +60,16 @@ def read_all(paths: Sequence[Path]) -> pa.Array:
     return pa.concat_arrays(parts) if parts else pa.array([], pa.int64())
 
 
-def read(path: Path, *, field: str = "seeds") -> pa.Array:
-    """User ids of a file. Text whose every line is an integer gives integers, any other text strings.
+def read(path: Path, *, field: str = "seeds", id_type: pa.DataType | None = None) -> pa.Array:
+    """User ids of a file: of text one a line, below a line `user_id` or not.
+
+    Args:
+        id_type: of the pool, where it is known: text is read as that. Else text whose every line is an integer gives
+            integers, any other strings.
 
     Raises:
         NotFound: no such file. DataCorrupted: neither Parquet nor Roaring, as its name says. SchemaError: no column
-            user_id, or of a wrong type.
+            user_id, or of a wrong type. InvalidInput: no text, or a line is no id of that type.
     """
     if path.suffix == ".roaring":
         return pa.concat_arrays([pa.array([], pa.int64()), *roaring_ids(path, 1 << 20, field=field)])
@@ -71,16 +82,31 @@ def read(path: Path, *, field: str = "seeds") -> pa.Array:
             raise DataCorrupted(f"cannot read {path}: {error}", field=field) from error
         require_column(table.schema, "user_id", where=str(path))
         return as_ids(table["user_id"], where=f"{path}:user_id").combine_chunks()
+    lines = _lines(path, field)
+    wrong = next((number for number, line in lines.items() if not _is_integer(line)), None)
+    if id_type is not None and pa.types.is_integer(id_type) and wrong is not None:
+        raise InvalidInput(
+            f"line {wrong:,} of {path} is {quoted(lines[wrong])}, but user ids of this pool are integers: mend it",
+            field=field,
+        )
+    if wrong is None and (id_type is None or pa.types.is_integer(id_type)):
+        return pa.array([int(line) for line in lines.values()], pa.int64())
+    return pa.array(lines.values(), pa.large_string())
+
+
+def _lines(path: Path, field: str) -> dict[int, str]:
+    """What is not blank by line number, from 1."""
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise NotFound(f"no file {path}", field=field) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"cannot read {path} as text: {error}", field=field) from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if all(_is_integer(line) for line in lines):
-        return pa.array([int(line) for line in lines], pa.int64())
-    return pa.array(lines, pa.large_string())
+    text = text.removeprefix("\ufeff")  # which spreadsheets put before UTF-8
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1)}
+    if lines.get(1, "").strip('"') == "user_id":
+        del lines[1]
+    return {number: line for number, line in lines.items() if line}
 
 
 def _is_integer(text: str) -> bool:
