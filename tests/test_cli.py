@@ -20,7 +20,7 @@ import yaml
 from processes import wait_until
 
 from lookalike import errors
-from lookalike.cli import exits, seeds
+from lookalike.cli import display, exits, seeds
 from lookalike.cli.app import app, run
 from lookalike.cli.child import ServerProcess
 from lookalike.config import Config, load_config
@@ -186,6 +186,11 @@ def test_the_configuration_shown_is_one_that_can_be_read(tmp_path: Path, capsys:
     assert load_config(path) == Config()
     assert run(["config", "show", "--config", str(path), "--set", "training.epochs=3"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["training"]["epochs"] == 3
+
+
+def test_names_and_values_of_data_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    display.table([("a\x1b[2J", "x\ny"), ("b", 1000)])
+    assert capsys.readouterr().out == "a\\x1b[2J  x\\ny\nb         1,000\n"
 
 
 # -------------------------------------------------------------------------------------------------------------- seeds

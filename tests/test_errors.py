@@ -51,3 +51,13 @@ def test_an_error_carries_message_field_and_reason() -> None:
 def test_empty_seeds_and_schema_errors_are_invalid_input() -> None:
     assert issubclass(errors.EmptySeeds, errors.InvalidInput)
     assert issubclass(errors.SchemaError, errors.InvalidInput)
+
+
+@pytest.mark.parametrize("text", ["plain", "a b", "größer als 3", "日本", "a\u200db", "1\u00a0000"])
+def test_text_that_steers_nothing_is_shown_as_it_is(text: str) -> None:
+    assert errors.visible(text) == text
+
+
+def test_text_that_would_steer_a_terminal_is_escaped() -> None:
+    assert errors.visible("\x1b[31mred\x07\r\n") == r"\x1b[31mred\x07\r\n"
+    assert errors.visible("a\u202eb\u2028\x9b") == r"a\u202eb\u2028\x9b"

@@ -21,6 +21,11 @@ Knows nothing else of the package. gRPC statuses are mapped in `service.status`,
 
 from __future__ import annotations
 
+import re
+
+# Controls, line ends of any kind, bidirectional marks and overrides, halves of pairs.
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class LookalikeError(Exception):
     """Base of the tree.
@@ -152,6 +157,11 @@ def quoted(text: str, most: int = 60) -> str:
     if len(text) <= most and len(data) <= most + 2:
         return shown
     return data[: most - 2].decode(errors="ignore") + "..." + shown[-1]
+
+
+def visible(text: str) -> str:
+    """Text from data as a terminal or a page may show it: what would steer either, or turn text around, is escaped."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def error_class(reason: str) -> type[LookalikeError]:

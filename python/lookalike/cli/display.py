@@ -16,6 +16,8 @@ from typing import Any
 
 import typer
 
+from lookalike.errors import visible
+
 Report = Callable[[str, int, int, str], None]
 """Called with (what, done, total, note), as often as one likes; a total of 0 is unknown."""
 
@@ -115,10 +117,10 @@ def say(text: str) -> None:
 
 def table(rows: Iterable[tuple[str, object]]) -> None:
     """Print names and values on stdout, in two columns."""
-    rows = list(rows)
+    rows = [(visible(name), value) for name, value in rows]
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else visible(str(value))
         typer.echo(f"{name:<{width}}  {shown}")
 
 

@@ -27,7 +27,7 @@ from lookalike.cli.options import (
     SeedsFile,
     configuration,
 )
-from lookalike.errors import InvalidInput
+from lookalike.errors import InvalidInput, visible
 
 if TYPE_CHECKING:
     from lookalike.retrieval.insight import Insight
@@ -121,7 +121,7 @@ def _require_place(html: Path) -> None:
 
 
 def _show(found: Insight) -> None:
-    typer.echo(found.headline + "\n")
+    typer.echo(visible(found.headline) + "\n")
     rows: list[tuple[str, object]] = [(reason.code.lower(), reason.text) for reason in found.seed_quality.reasons]
     rows += [("what to do", reason.fix) for reason in found.seed_quality.reasons]
     rows += [(one.name, _told(one.point)) for one in found.suggestions]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import html
 from typing import TypeAlias
 
+from lookalike.errors import visible
+
 
 class Markup(str):
     """Markup that `element` made; any other `str` is text."""
@@ -26,7 +28,7 @@ def element(tag: str, *parts: Part, **attributes: str | float | None) -> Markup:
     `class_` is class, and a `_` in a name is a `-`; what is None is left out; numbers have two decimals at most.
     """
     shown = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{html.escape(_text(value))}"'
+        f' {name.rstrip("_").replace("_", "-")}="{html.escape(visible(_text(value)))}"'
         for name, value in attributes.items()
         if value is not None
     )
@@ -38,7 +40,7 @@ def element(tag: str, *parts: Part, **attributes: str | float | None) -> Markup:
 def join(*parts: Part) -> Markup:
     """The parts one after the other."""
     return Markup(
-        "".join(part if isinstance(part, Markup) else html.escape(part) for part in parts if part is not None)
+        "".join(part if isinstance(part, Markup) else html.escape(visible(part)) for part in parts if part is not None)
     )
 
 
