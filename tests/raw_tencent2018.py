@@ -39,7 +39,7 @@ BAD_SAMPLES = {
     10: ("411,3070,0", "a label other than 1 and -1"),
     11: ("31415,3070,1", "an aid that adFeature.csv lacks"),
     12: ("411,271828,1", "a uid that userFeature.data lacks"),
-    14: ("70,3000,1", "a pair that an earlier line has"),
+    14: ("70,3000,1", "a pair to which an earlier line gives the other label"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from dataclasses import asdict
@@ -124,13 +125,18 @@ def test_a_labelled_test_file_is_the_audience_but_for_pairs_of_train_csv(raw: Pa
     file.write_text("".join(f"{ad},{uid},{label}\n" for ad, uid, label in wanted))  # no line of names
     conversion = convert(raw, tmp_path / "out", audience=file, max_malformed=0.2)
     assert conversion.audience == file.name
-    train = {(ad, uid) for ad, uid, _ in raw_files.samples()}
+    train = {(ad, uid): label for ad, uid, label in raw_files.samples()}
     repeated = [(number, row) for number, row in enumerate(wanted, 1) if row[:2] in train]
-    report = conversion.files[-1]
-    assert [(fault.kind, fault.lines) for fault in report.faults] == [
-        ("a pair that an earlier line has", len(repeated))
-    ]
-    assert [e.line for e in report.faults[0].examples] == [number for number, _ in repeated[:5]]
+    contrary = [number for number, row in repeated if train[row[:2]] != row[2]]
+    again = [number for number, _ in repeated if number not in contrary]
+    expected = {
+        "a pair that an earlier line has": again,
+        "a pair to which an earlier line gives the other label": contrary,
+    }
+    faults = conversion.files[-1].faults
+    assert {fault.kind: fault.lines for fault in faults} == {kind: len(of) for kind, of in expected.items() if of}
+    for fault in faults:
+        assert [e.line for e in fault.examples] == expected[fault.kind][:5]
     dataset = Dataset.open(tmp_path / "out")
     found = rows(dataset)
     for ad in dataset.campaign_ids():
@@ -212,6 +218,28 @@ def test_a_file_that_is_something_else_is_not_read_to_its_end(raw: Path, tmp_pat
     (other / "userFeature.data").write_bytes(b"\0" * 10_000_000)
     with pytest.raises(DataCorrupted, match="no line break"):
         convert(other, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b"uid 1|age 2\n"), "gzip; unpack it"),
+        ("uid 1|age 2\n".encode("utf-16"), "convert it to UTF-8"),
+        (b"", "holds no users"),
+    ],
+)
+def test_a_file_of_users_that_is_none_is_told_by_its_name(
+    raw: Path, tmp_path: Path, content: bytes, words: str
+) -> None:
+    other = tmp_path / "raw"
+    other.mkdir()
+    for name in ("adFeature.csv", "train.csv"):
+        (other / name).write_bytes((raw / name).read_bytes())
+    (other / "userFeature.data").write_bytes(content)
+    with pytest.raises(DataCorrupted, match=rf"userFeature\.data .*{words}") as caught:
+        convert(other, tmp_path / "out")
+    assert caught.value.field == "userFeature.data"
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_wrong_is_seen_at_the_door(raw: Path, tmp_path: Path) -> None:

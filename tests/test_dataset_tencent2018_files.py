@@ -85,12 +85,18 @@ ODD_LINES = st.lists(FIELDS | ODD_FIELDS | st.just("uid 5"), max_size=4).map("|"
     st.integers(200, 2000),
     st.sampled_from([None, 1, 2]),
     st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["utf-8", "utf-8-sig"]),
 )
 def test_users_are_read_as_a_plain_reader_reads_them_whatever_the_blocks(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str], block: int, longest: int | None, line_break: str
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[str],
+    block: int,
+    longest: int | None,
+    line_break: str,
+    encoding: str,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "userFeature.data"
-    path.write_bytes("".join(line + line_break for line in lines).encode())
+    path.write_bytes("".join(line + line_break for line in lines).encode(encoding) if lines else b"")
     log = FaultLog(path, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_blocks, "BLOCK_BYTES", block)
@@ -125,15 +131,19 @@ def test_samples_are_read_as_a_plain_reader_reads_them_whatever_the_blocks(
     path.write_text("".join(line + "\n" for line in lines))
     ads, users = np.arange(1, 5), np.arange(1, 10)
     expected: dict[tuple[int, int], int] = {}
-    good = 0
+    last: dict[tuple[int, int], int] = {}
+    good = contrary = 0
     for line in lines[named:]:
         try:
             ad, user, label = map(int, line.split(","))
         except ValueError:
             continue
-        if ad in ads and user in users and label in {1, -1} and (ad, user) not in expected:
-            expected[ad, user] = max(label, 0)
-            good += 1
+        if ad in ads and user in users and label in {1, -1}:
+            contrary += last.get((ad, user), label) != label
+            last[ad, user] = label
+            if (ad, user) not in expected:
+                expected[ad, user] = max(label, 0)
+                good += 1
     log = FaultLog(path, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_blocks, "BLOCK_BYTES", block)
@@ -142,6 +152,8 @@ def test_samples_are_read_as_a_plain_reader_reads_them_whatever_the_blocks(
     assert list(zip(pairs, samples.labels.tolist(), strict=True)) == list(expected.items())
     assert log.report().lines == len(lines) - named
     assert log.report().malformed == len(lines) - named - good
+    kinds = {fault.kind: fault.lines for fault in log.report().faults}
+    assert kinds.get("a pair to which an earlier line gives the other label", 0) == contrary
 
 
 @pytest.mark.parametrize(("end", "users"), [("|carrier 1", 2), ("|carrier 1|house 1", 2), ("|carr", 1), ("", 1)])

@@ -37,7 +37,7 @@ from lookalike.dataset.tencent2018_files import (
     read_users,
 )
 from lookalike.dataset.text_blocks import Ints
-from lookalike.errors import InvalidInput, NotFound
+from lookalike.errors import DataCorrupted, InvalidInput, NotFound
 from lookalike.files import require_space, staged_folder
 
 USERS_FILE = "userFeature.data"
@@ -197,6 +197,8 @@ def _read(
     reports = [logs[0].report()]
     user_ids = _write_users(users, read_users(paths[1], logs[1], longest=longest, advanced=advanced))
     reports.append(logs[1].report())
+    if not len(user_ids):
+        raise DataCorrupted(f"{paths[1]} holds no users: get the file anew", field=paths[1].name)
     ad_ids = np.sort(ads["aid"].to_numpy())
     user_ids.sort()
     samples: list[Samples] = []

@@ -214,9 +214,9 @@ def read_ads(path: Path, log: FaultLog, *, advanced: Advanced | None = None) -> 
         table.faults.finish()
         parts.append(np.stack([*columns, block.first_line + np.arange(block.num_lines)])[:, good])
     found = np.concatenate(parts or [np.zeros((len(names) + 1, 0), np.int64)], axis=1)
-    again = _repeated(found[0])
-    log.record("an aid that an earlier line has", found[-1][again], [str(ad) for ad in found[0][again][:EXAMPLES]])
-    return pa.table(dict(zip(names, found[:-1, ~again], strict=True)))
+    again, _ = _repeats(found[0])
+    log.record("an aid that an earlier line has", found[-1][again], [str(ad) for ad in found[0][again[:EXAMPLES]]])
+    return pa.table(dict(zip(names, np.delete(found[:-1], again, axis=1), strict=True)))
 
 
 def read_samples(
@@ -253,15 +253,20 @@ def read_samples(
         table.faults.finish()
         parts.append(np.stack([ads, users, labels, block.first_line + np.arange(block.num_lines)])[:, good])
     ads, users, labels, lines = np.concatenate(parts, axis=1)
-    if earlier is None:
-        again = _repeated(ads, users)
-    else:
-        both = (np.concatenate([earlier.ad_ids, ads]), np.concatenate([earlier.user_ids, users]))
-        again = _repeated(*both)[len(earlier.labels) :]
-    where = np.flatnonzero(again)
-    texts = [f"{ads[row]},{users[row]}" for row in where[:EXAMPLES]]
-    log.record("a pair that an earlier line has", lines[where], texts)
-    return Samples(ads[~again], users[~again], (labels[~again] == 1).astype(np.int8))
+    labels = (labels == 1).astype(np.int8)
+    known = Samples(*np.zeros((3, 0), np.int64)) if earlier is None else earlier
+    of_all = np.concatenate([known.labels, labels])
+    again, before = _repeats(np.concatenate([known.ad_ids, ads]), np.concatenate([known.user_ids, users]))
+    contrary = of_all[again] != of_all[before]
+    again -= len(known.labels)
+    for kind, rows in (
+        ("a pair that an earlier line has", again[~contrary]),
+        ("a pair to which an earlier line gives the other label", again[contrary]),
+    ):
+        log.record(kind, lines[rows], [f"{ads[row]},{users[row]}" for row in rows[:EXAMPLES]])
+    kept = np.ones(len(labels), np.bool_)
+    kept[again] = False
+    return Samples(ads[kept], users[kept], labels[kept])
 
 
 def ads_head(path: Path) -> list[str]:
@@ -354,13 +359,13 @@ def _is_in(values: Ints, known: Ints) -> Mask:
     return found
 
 
-def _repeated(*keys: Ints) -> Mask:
-    """Which rows `[rows]` have the same keys as one before."""
+def _repeats(*keys: Ints) -> tuple[Ints, Ints]:
+    """Rows that have the same keys `[rows]` as one before, ascending, and for each the nearest of these."""
     order = np.lexsort(keys[::-1])  # stable: of equal rows the first stays first
     same = np.ones(max(len(order) - 1, 0), np.bool_)
     for key in keys:
         ordered = key[order]
         same &= ordered[1:] == ordered[:-1]
-    again = np.zeros(len(order), np.bool_)
-    again[order[1:][same]] = True
-    return again
+    rows, before = order[1:][same], order[:-1][same]
+    ascending = np.argsort(rows)
+    return rows[ascending], before[ascending]

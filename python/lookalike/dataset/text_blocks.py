@@ -24,6 +24,16 @@ BLOCK_BYTES = 2 << 20
 # What a token may have to fit 64 bits whatever its digits are.
 MOST_DIGITS = 18
 
+_UTF8_MARK = b"\xef\xbb\xbf"
+# What else a file may be, by how it begins.
+_OTHERS = {
+    b"\x1f\x8b": "it is packed by gzip; unpack it",
+    b"PK\x03": "it is packed by zip; unpack it",
+    b"7z\xbc": "it is packed by 7-Zip; unpack it",
+    b"\xff\xfe": "it is UTF-16; convert it to UTF-8",
+    b"\xfe\xff": "it is UTF-16; convert it to UTF-8",
+}
+
 _NEWLINE = ord("\n")
 _MINUS = ord("-")
 _ZERO = ord("0")
@@ -67,25 +77,28 @@ class Block:
 
 
 def read_blocks(path: Path, advanced: Callable[[int], None] | None = None) -> Iterator[Block]:
-    """The file's lines in order, some `BLOCK_BYTES` of them at a time; line breaks may be Windows'.
+    """The file's lines in order, some `BLOCK_BYTES` of them at a time; line breaks and a first mark may be Windows'.
 
     Args:
         advanced: told how many bytes were read whenever a block has been used; raise from it to stop.
 
     Raises:
-        DataCorrupted: a line is longer than `BLOCK_BYTES`.
+        DataCorrupted: it is packed, or UTF-16, or a line is longer than `BLOCK_BYTES`.
     """
     first_line = 1
     rest = b""
     with path.open("rb") as file:
         while read := file.read(BLOCK_BYTES):
             text = rest + read
+            if file.tell() == len(read):
+                _check_kind(path, text)
+                text = text.removeprefix(_UTF8_MARK)
             end = text.rfind(b"\n") + 1
             rest = text[end:]
             if len(rest) > BLOCK_BYTES:
                 raise DataCorrupted(
                     f"{path} holds no line break in {BLOCK_BYTES:,} bytes after line {first_line - 1:,}: "
-                    "it is no text of lines; is it packed?",
+                    "it is no text of lines",
                     field=path.name,
                 )
             if end:
@@ -96,6 +109,12 @@ def read_blocks(path: Path, advanced: Callable[[int], None] | None = None) -> It
                 advanced(len(read))
     if rest:
         yield _block(rest + b"\n", first_line, broken_off=True)
+
+
+def _check_kind(path: Path, start: bytes) -> None:
+    fix = next((fix for magic, fix in _OTHERS.items() if start.startswith(magic)), None)
+    if fix is not None:
+        raise DataCorrupted(f"{path} is not the text that it should be: {fix}", field=path.name)
 
 
 def _block(text: bytes, first_line: int, *, broken_off: bool) -> Block:
