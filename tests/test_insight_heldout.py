@@ -40,8 +40,8 @@ class ByCity:
         raise NotImplementedError
 
 
-def ranked(pool: Pool, folds: Sequence[Fold], general: ByCity, rows: Rows) -> Ranks:
-    return rank(pool, folds, general, rows, visit=lambda users: None)
+def ranked(pool: Pool, folds: Sequence[Fold], general: ByCity, rows: Rows, population: int | None = None) -> Ranks:
+    return rank(pool, folds, general, rows, population or len(rows), visit=lambda users: None)
 
 
 def test_a_rank_is_the_share_of_unseen_users_before_a_seed_and_half_of_those_beside(pool: Pool) -> None:
@@ -74,12 +74,31 @@ def test_where_everybody_was_trained_on_everybody_is_compared_with(pool: Pool) -
     assert ranked(pool, [fold], ByCity([0.5]), rows).users == 100
 
 
+def test_the_users_variance_is_delong_s_and_less_where_they_are_a_good_part_of_all(pool: Pool) -> None:
+    rng = np.random.default_rng(5)
+    chosen = rng.permutation(pool.num_users)
+    seeds, rows = np.sort(chosen[:50]), np.sort(chosen[50:450])
+    engines = {"customised": ByCity(rng.random(5)), "general": ByCity(rng.random(7))}
+    fold = Fold(engines["customised"], seeds, rows[:0])
+    placed = {}
+    for name, engine in engines.items():
+        ours, theirs = engine.score(pool.take(seeds)), engine.score(pool.take(rows))
+        placed[name] = np.array([np.mean(ours > one) + np.mean(ours == one) / 2 for one in theirs])
+    placed["difference"] = placed["customised"] - placed["general"]
+    for population in (400, 1000, 10**9):
+        found = ranked(pool, [fold], engines["general"], rows, population).variance
+        assert found.users == 400
+        for name, values in placed.items():
+            expected = values.var(ddof=1) / 400 * (1 - 400 / population)
+            assert getattr(found, name) == pytest.approx(expected, abs=1e-15)
+
+
 def test_all_users_pass_by_once(pool: Pool) -> None:
     seen = ValueCounts(pool.schema)
     done: list[tuple[int, int]] = []
     rows = np.arange(10, 1200)
     fold = Fold(ByCity([0.5]), np.array([5]), rows[:0])
-    rank(pool, [fold], ByCity([0.5]), rows, visit=seen.add, progress=lambda *step: done.append(step))
+    rank(pool, [fold], ByCity([0.5]), rows, len(rows), visit=seen.add, progress=lambda *step: done.append(step))
     assert seen.users == 1190
     assert done[-1] == (1190, 1190)
 
@@ -90,7 +109,7 @@ def test_a_model_that_has_diverged_and_a_wish_to_stop_are_heeded(pool: Pool) -> 
     with pytest.raises(InternalError, match="diverged"):
         ranked(pool, [fold], ByCity([0.5]), rows)
     with pytest.raises(Cancelled, match="insight"):
-        rank(pool, [fold], ByCity([0.5]), rows, visit=lambda users: None, cancelled=lambda: True)
+        rank(pool, [fold], ByCity([0.5]), rows, 100, visit=lambda users: None, cancelled=lambda: True)
 
 
 # ------------------------------------------------------------------------------------------------------------- samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lookalike.retrieval.estimate import Floats, band, discoveries, divergence, mean_of, share_of, two_sided, wilson
+from lookalike.retrieval.placements import Placements, UsersVariance
 from lookalike.retrieval.recall_curve import MARGINS, RecallCurve
 from lookalike.retrieval.receipt import SeedMatch
 from lookalike.retrieval.seed_quality import (
+    LEAST_COMPARED,
     LEAST_ELIGIBLE,
     FineTuning,
     SeedQuality,
@@ -193,12 +196,16 @@ def genuine(count: int, auc: float = 0.9, seed: int = 0) -> Floats:
     return 1 - np.searchsorted(pool, scores) / len(pool)
 
 
+# Nothing is in doubt for the users' sake: seeds were compared with all of them.
+ALL = UsersVariance(users=20_000, customised=0.0, general=0.0, difference=0.0)
+
+
 def tuned(ranks: Floats) -> FineTuning:
-    return fine_tuning(ranks, np.full(len(ranks), 0.5), epochs=2, regression=True)
+    return fine_tuning(ranks, np.full(len(ranks), 0.5), ALL, epochs=2, regression=True)
 
 
 def judged(match: SeedMatch, ranks: Floats, passing: int | None = None) -> SeedQuality:
-    return judge(match, ranks, tuned(ranks), passing=passing)
+    return judge(match, ranks, tuned(ranks), compared=ALL.users, passing=passing)
 
 
 def codes(quality: SeedQuality) -> dict[str, str]:
@@ -277,7 +284,7 @@ def test_weak_seeds_of_one_kind_are_not_called_contaminated() -> None:
 def test_whether_fine_tuning_helped(shift: float, outcome: str) -> None:
     rng = np.random.default_rng(0)
     general = rng.uniform(0.2, 0.6, 150)
-    found = fine_tuning(general + shift + rng.normal(0, 0.05, 150), general, epochs=3, regression=False)
+    found = fine_tuning(general + shift + rng.normal(0, 0.05, 150), general, ALL, epochs=3, regression=False)
     assert found.outcome == outcome
     assert found.difference.value == pytest.approx(found.auc.value - found.general_auc.value)
     assert found.difference.low <= -shift <= found.difference.high
@@ -292,18 +299,81 @@ def test_the_paired_difference_is_covered(count: int) -> None:
     for _ in range(600):
         general = rng.beta(1, 3, count)
         ranks = general * rng.beta(3, 2, count)  # on average 0.6 of it
-        difference = fine_tuning(ranks, general, epochs=1, regression=True).difference
+        difference = fine_tuning(ranks, general, ALL, epochs=1, regression=True).difference
         covered += difference.low <= 0.25 * 0.4 <= difference.high
     assert covered / 600 > 0.91
 
 
+def before(some: Floats, others: Floats) -> Floats:
+    """Of `others`, the share with a higher score than each of `some`: no ties."""
+    return 1 - np.searchsorted(np.sort(others), some) / len(others)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "users", "population", "folds"),
+    [(240, 940, 4700, 4), (400, 800, 4000, 1), (900, 100, 500, 1), (200, 1200, 2000, 2)],
+)
+def test_seeds_like_anybody_are_not_said_to_be_served_better_or_worse(
+    held_out: int, users: int, population: int, folds: int
+) -> None:
+    """Intervals hold the truth of the whole pool although a fold compares with some of it: apart, or in common."""
+    rng = np.random.default_rng(users)
+    places = np.linspace(-6, 6, 2001)
+    chances = np.array([NormalDist().cdf(one) for one in places])
+    held = wrong = 0
+    times = 300
+    for _ in range(times):
+        pool = rng.normal(size=(2, population))
+        order = rng.permutation(population)
+        truth = np.mean(1 - np.interp(pool[0], places, chances))  # of any number of such seeds
+        ranks: list[list[Floats]] = [[], []]
+        placements = Placements([held_out // folds] * folds)
+        compared = np.zeros((folds, population), np.bool_)
+        placed = np.zeros((2, folds, population))
+        for fold in range(folds):
+            chosen = (
+                order[fold * users :][:users] if folds * users <= population else rng.permutation(population)[:users]
+            )
+            compared[fold, chosen] = True
+            seeds = rng.normal(size=(2, held_out // folds))
+            for model in (0, 1):
+                ranks[model].append(before(seeds[model], pool[model][chosen]))
+                placed[model, fold] = before(pool[model], seeds[model])
+        placements.add(compared, placed[0], placed[1])
+        customised, general = (np.concatenate(one) for one in ranks)
+        found = fine_tuning(customised, general, placements.variance(population), epochs=1, regression=True)
+        held += found.auc.low <= truth <= found.auc.high
+        wrong += found.outcome != "no difference"
+    assert held / times > 0.91
+    assert wrong / times < 0.12
+
+
+@pytest.mark.parametrize(("users", "known"), [(LEAST_COMPARED - 1, False), (LEAST_COMPARED, True)])
+def test_of_too_few_users_nothing_is_concluded(users: int, known: bool) -> None:
+    ranks = genuine(300)
+    variance = UsersVariance(users=users, customised=1e-4, general=1e-4, difference=1e-4)
+    found = fine_tuning(ranks, np.full(300, 0.5), variance, epochs=2, regression=True)
+    assert found.outcome == ("helped" if known else "not known")
+    assert (f"is not known: hidden seeds could be compared with {users}" in found.text) != known
+    quality = judge(matched(300), ranks, found, compared=users)
+    assert codes(quality) == ({} if known else {"FEW_USERS_TO_COMPARE_WITH": "usable"})
+
+
+def test_one_user_tells_nothing_unless_there_is_no_other() -> None:
+    one = Placements([3])
+    one.add(np.ones((1, 1), np.bool_), np.full((1, 1), 0.5), np.full((1, 1), 0.5))
+    assert one.variance(1).customised == 0
+    found = fine_tuning(genuine(40), genuine(40), one.variance(9), epochs=1, regression=True)
+    assert (found.auc.low, found.auc.high) == (0, 1)
+
+
 def test_the_fallback_to_the_general_model_is_put_into_words() -> None:
     ranks = genuine(50)
-    kept = fine_tuning(ranks, ranks, epochs=0, regression=False)
+    kept = fine_tuning(ranks, ranks, ALL, epochs=0, regression=False)
     assert kept.general_is_used
     assert kept.outcome == "no difference"
     assert "so the general model is used" in kept.text
-    added = fine_tuning(ranks, ranks, epochs=0, regression=True)
+    added = fine_tuning(ranks, ranks, ALL, epochs=0, regression=True)
     assert not added.general_is_used
     assert "the general one is used, with the campaign's own regression" in added.text
-    assert not fine_tuning(ranks, ranks, epochs=1, regression=False).general_is_used
+    assert not fine_tuning(ranks, ranks, ALL, epochs=1, regression=False).general_is_used

@@ -17,6 +17,7 @@ from lookalike.errors import visible
 from lookalike.retrieval.insight import FORMAT_VERSION, Insight, caveats, headline
 from lookalike.retrieval.insight_page import render, write_page
 from lookalike.retrieval.markup import Markup, element, join
+from lookalike.retrieval.placements import UsersVariance
 from lookalike.retrieval.plots import HEIGHT, WIDTH, Axis
 from lookalike.retrieval.recall_curve import RecallCurve
 from lookalike.retrieval.receipt import SeedMatch
@@ -76,8 +77,9 @@ def insight_of(count: int = 200, population: int = 100_000, sharp: float = 6.0, 
     general = np.minimum(ranks * 1.5, 1)
     curve = RecallCurve(ranks, general, population, population)
     match = SeedMatch(given=count + 7, matched=count, duplicates=3, not_in_pool=4)
-    tuning = fine_tuning(ranks, general, epochs=2, regression=True)
-    quality = judge(match, ranks, tuning)
+    everybody = UsersVariance(users=population, customised=0.0, general=0.0, difference=0.0)
+    tuning = fine_tuning(ranks, general, everybody, epochs=2, regression=True)
+    quality = judge(match, ranks, tuning, compared=population)
     suggestions = curve.suggestions()
     plain = Insight(
         format_version=FORMAT_VERSION,

@@ -78,21 +78,25 @@ def divergence(share: Floats, expected: Floats) -> Floats:
     return total
 
 
-def mean_of(values: Floats, *, least_error: float = 0.0) -> Estimate:
-    """A mean with Student's interval; `least_error` is the least standard error it is taken to have.
+def mean_of(values: Floats, *, least_error: float = 0.0, other_variance: float = 0.0, other_count: int = 2) -> Estimate:
+    """A mean with Student's interval; of one value it is infinite.
 
-    Of one value the interval is infinite.
+    Args:
+        least_error: the least standard error it is taken to have.
+        other_variance: what a second sample, of `other_count`, adds to its variance; freedom as Welch (1947) has it.
     """
     count = len(values)
     mean = float(values.mean())
-    if count < 2:
+    if count < 2 or math.isinf(other_variance):
         return Estimate(mean, -math.inf, math.inf)
-    error = max(float(values.std(ddof=1)) / math.sqrt(count), least_error)
-    half = _student(count - 1) * error
+    own = max(float(values.std(ddof=1)) / math.sqrt(count), least_error) ** 2
+    both = own + other_variance
+    spent = own**2 / (count - 1) + other_variance**2 / max(other_count - 1, 1)
+    half = _student(both**2 / spent if spent > 0 else count - 1) * math.sqrt(both)
     return Estimate(mean, mean - half, mean + half)
 
 
-def _student(freedom: int) -> float:
+def _student(freedom: float) -> float:
     """Student's two-sided 95% point by its expansion (Abramowitz and Stegun 26.7.5), within 1% from 5 on."""
     return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
 

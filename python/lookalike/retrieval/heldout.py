@@ -14,6 +14,7 @@ import numpy.typing as npt
 from lookalike.errors import Cancelled, DataCorrupted, InternalError, InvalidInput
 from lookalike.pool.bitmap import Bitmap, count, rows_of
 from lookalike.pool.snapshot import Pool
+from lookalike.retrieval.placements import Placements, UsersVariance
 from lookalike.retrieval.scan import DIVERGED
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.engine import Engine
@@ -44,12 +45,18 @@ class Ranks:
     Attributes:
         customised: by the model it was held out from, `[seeds]`.
         general: by the general model, among the same users, `[seeds]`.
-        users: users it was compared with, of the fold that has fewest: those its model was not trained on.
+        variance: of the means of both, as seeds were compared with some users only: those whom the fold's model was
+            not trained on.
     """
 
     customised: Floats
     general: Floats
-    users: int
+    variance: UsersVariance
+
+    @property
+    def users(self) -> int:
+        """Users a seed was compared with, of the fold that has fewest."""
+        return self.variance.users
 
 
 def eligible_rows(skip: Bitmap, num_users: int, most: int, rng: np.random.Generator) -> tuple[Rows, int]:
@@ -85,6 +92,7 @@ def rank(
     folds: Sequence[Fold],
     general: Engine,
     rows: Rows,
+    population: int,
     *,
     visit: Callable[[EncodedColumns], None],
     progress: Callable[[int, int], None] | None = None,
@@ -97,6 +105,7 @@ def rank(
 
     Args:
         rows: eligible users, ascending, no seed among them.
+        population: eligible users, of whom `rows` are a uniform sample, or all.
         visit: called with every block of users.
         progress: called with (users scored, all).
         cancelled: asked before every block of every engine.
@@ -110,21 +119,29 @@ def rank(
     customised = [_Before(score(fold.engine, users)) for fold, users in zip(folds, seeds, strict=True)]
     generally = [_Before(score(general, users)) for users in seeds]
     unseen = [_unseen(rows, fold.trained) for fold in folds]
+    placements = Placements([len(fold.seeds) for fold in folds])
     for start in range(0, len(rows), BLOCK):
         block = slice(start, min(start + BLOCK, len(rows)))
         users = pool.take(rows[block])
         visit(users)
         by_general = score(general, users)
-        for number, fold in enumerate(folds):
-            kept = unseen[number][block]
-            customised[number].add(score(fold.engine, users)[kept])
-            generally[number].add(by_general[kept])
+        kept = np.stack([one[block] for one in unseen])
+        placed = np.stack(
+            [
+                before.add(score(fold.engine, users), which)
+                for before, fold, which in zip(customised, folds, kept, strict=True)
+            ]
+        )
+        generally_placed = np.stack(
+            [before.add(by_general, which) for before, which in zip(generally, kept, strict=True)]
+        )
+        placements.add(kept, placed, generally_placed)
         if progress is not None:
             progress(block.stop, len(rows))
     return Ranks(
         customised=np.concatenate([one.shares() for one in customised]),
         general=np.concatenate([one.shares() for one in generally]),
-        users=min(one.users for one in customised),
+        variance=placements.variance(population),
     )
 
 
@@ -134,21 +151,24 @@ def _unseen(rows: Rows, trained: Rows) -> npt.NDArray[np.bool_]:
 
 
 class _Before:
-    """Counts the users whose score is above, or equal to, each of some scores."""
+    """Counts the users whose score is above, or equal to, each of some scores of seeds."""
 
     def __init__(self, scores: Scores) -> None:
-        self._levels, self._level_of = np.unique(scores, return_inverse=True)
+        self._levels, self._level_of, seeds = np.unique(scores, return_inverse=True, return_counts=True)
         self._above = np.zeros(len(self._levels) + 1, np.int64)  # by how many levels a user is above
         self._equal = np.zeros(len(self._levels) + 1, np.int64)
+        self._further = np.concatenate([[0.0], np.cumsum(seeds) / len(scores)])  # share of the seeds on so many levels
         self.users = 0
 
-    def add(self, scores: Scores) -> None:
-        """Count some users."""
+    def add(self, scores: Scores, which: npt.NDArray[np.bool_]) -> Floats:
+        """Count those of some users; the share of the seeds before every one, half of the ties included: `[users]`."""
         below = np.searchsorted(self._levels, scores, side="left")
-        tied = below[np.searchsorted(self._levels, scores, side="right") > below]
-        self._above += np.bincount(below, minlength=len(self._above))
-        self._equal += np.bincount(tied, minlength=len(self._equal))
-        self.users += len(scores)
+        reached = np.searchsorted(self._levels, scores, side="right")
+        self._above += np.bincount(below[which], minlength=len(self._above))
+        self._equal += np.bincount(below[which & (reached > below)], minlength=len(self._equal))
+        self.users += int(np.count_nonzero(which))
+        placed: Floats = 1 - (self._further[below] + self._further[reached]) / 2
+        return placed
 
     def shares(self) -> Floats:
         """Of the users, the share before each score."""

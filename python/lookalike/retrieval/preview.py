@@ -103,7 +103,7 @@ def measure(
     seeds, others = ValueCounts(pool.schema), ValueCounts(pool.schema)
     seeds.add(pool.take(request.seed_rows))
     with watch.stage(Stage.SCORING, len(rows)) as report:
-        ranks = rank(pool, folds, general, rows, visit=others.add, progress=report, cancelled=watch.cancelled)
+        ranks = rank(pool, folds, general, rows, eligible, visit=others.add, progress=report, cancelled=watch.cancelled)
     measured = _Measured(adapted.best_epoch, ranks, len(folds), passing, eligible, seeds, others)
     return _told(checkpoint, pool, config, request, measured, sizes, watch.seconds)
 
@@ -142,8 +142,10 @@ def _told(
     curve = RecallCurve(ranks.customised, ranks.general, eligible, ranks.users)
     adaptation = config.adaptation
     regression = adaptation.optimizer != "head" and checkpoint.model.config.wide and adaptation.ridge > 0
-    tuning = fine_tuning(ranks.customised, ranks.general, epochs=measured.best_epoch, regression=regression)
-    quality = judge(request.match, ranks.customised, tuning, passing=measured.passing)
+    tuning = fine_tuning(
+        ranks.customised, ranks.general, ranks.variance, epochs=measured.best_epoch, regression=regression
+    )
+    quality = judge(request.match, ranks.customised, tuning, compared=ranks.users, passing=measured.passing)
     suggestions = curve.suggestions()
     return Insight(
         format_version=FORMAT_VERSION,
