@@ -327,6 +327,8 @@ def test_the_command_tells_writes_the_page_and_prints_json(
     assert run([*arguments, "-k", "150", "-k", "300", "--sample", "1000", "--json"]) == 0
     found = Insight.from_json(json.loads(capsys.readouterr().out))
     assert [point.k for point in found.asked] == [150, 300]
+    assert run([*arguments, "-k", "1000000000"]) == 0
+    assert "users, all there are, find 100.0%" in capsys.readouterr().out
 
 
 def test_the_command_s_mistakes(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

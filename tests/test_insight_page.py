@@ -190,6 +190,33 @@ def test_the_page_says_what_is_wrong_and_what_to_do() -> None:
     assert "None is suggested" in " ".join(Page(render(insight_of(asked=(), suggestions=()))).text)
 
 
+def test_a_suggested_size_has_the_interval_of_all_sizes_and_one_asked_for_its_own() -> None:
+    insight = insight_of()
+    table = render(insight)
+    table = table[table.index("How large?") : table.index("What does an audience find?")]
+    for point, recall in (
+        *((one.point, one.point.recall_band) for one in insight.suggestions),
+        *((point, point.recall) for point in insight.asked),
+    ):
+        assert f"<td>{point.k:,}</td>" in table
+        assert f"{recall.value:.1%} ({recall.low:.0%} to {recall.high:.0%})" in table
+    chosen = next(one.point for one in insight.suggestions if one.name == "balanced").recall_band
+    assert f"({chosen.low:.0%} to {chosen.high:.0%})" in insight.headline
+    assert "balanced while that is 2 or more" in table
+
+
+def test_more_users_than_there_are_is_told() -> None:
+    insight = insight_of()
+    whole = RecallCurve(np.array([0.1, 0.2]), np.array([0.1, 0.2]), 100_000, 100_000).points([10**9])
+    assert "Asked for: all there are" in render(dataclasses.replace(insight, asked=whole))
+    assert "all there are" not in render(insight)
+    settings: dict[str, Any] = {"eligible": 4947, "described": 4947, "compared": 4947, "smallest": 10, "passing": False}
+    assert any(
+        "1,000,000,000 users were asked for, and only 4,947" in one for one in caveats(**settings, sizes=[10**9])
+    )
+    assert not any("asked for" in one for one in caveats(**settings, sizes=[4947]))
+
+
 def test_the_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "page.html"
     write_page(insight_of(campaign="old"), path)

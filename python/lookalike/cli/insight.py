@@ -30,6 +30,7 @@ from lookalike.cli.options import (
 from lookalike.errors import InvalidInput, visible
 
 if TYPE_CHECKING:
+    from lookalike.retrieval.estimate import Estimate
     from lookalike.retrieval.insight import Insight
     from lookalike.retrieval.recall_curve import Point
     from lookalike.retrieval.receipt import Progress
@@ -124,17 +125,20 @@ def _show(found: Insight) -> None:
     typer.echo(visible(found.headline) + "\n")
     rows: list[tuple[str, object]] = [(reason.code.lower(), reason.text) for reason in found.seed_quality.reasons]
     rows += [("what to do", reason.fix) for reason in found.seed_quality.reasons]
-    rows += [(one.name, _told(one.point)) for one in found.suggestions]
-    rows += [("asked for", _told(point)) for point in found.asked]
+    rows += [(one.name, _told(one.point, one.point.recall_band, one.point.lift_band)) for one in found.suggestions]
+    rows += [
+        ("asked for", _told(p, p.recall, p.lift, ", all there are," if p.k == found.eligible_users else ""))
+        for p in found.asked
+    ]
     rows.append(("fine-tuning", found.fine_tuning.text))
     rows += [("telling", one.text) for one in found.telling[:_TELLING]]
     rows.append(("hidden seeds", f"{found.held_out_seeds:,}, ranked among {found.compared_users:,} users"))
     display.table(rows)
 
 
-def _told(point: Point) -> str:
-    recall, lift = point.recall, point.lift
+def _told(point: Point, recall: Estimate, lift: Estimate, remark: str = "") -> str:
+    """`recall` and `lift`: with the interval of one size, or of all at once for a size that the curve chose."""
     return (
-        f"{point.k:,} users find {recall.value:.1%} of hidden seeds ({recall.low:.0%} to {recall.high:.0%}), "
+        f"{point.k:,} users{remark} find {recall.value:.1%} of hidden seeds ({recall.low:.0%} to {recall.high:.0%}), "
         f"{lift.value:.1f} times chance ({lift.low:.1f} to {lift.high:.1f})"
     )

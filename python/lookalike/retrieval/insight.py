@@ -5,7 +5,7 @@ Torch-free, so that whoever shows it need not load what measured it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,7 +23,10 @@ FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Insight:
-    """Same request, same code and machine: equal but for `created` and `seconds`. All intervals are of 95%.
+    """Same request, same code and machine: equal but for `created` and `seconds`.
+
+    All intervals are of 95%. A `Point` has two: of one size, for a size that was chosen beforehand, and of all sizes at
+    once, for one that was chosen by looking, as suggestions are; the headline has the latter.
 
     Attributes:
         headline: the whole in a sentence or two.
@@ -31,7 +34,7 @@ class Insight:
         fine_tuning: whether customising the model helped on held-out seeds.
         suggestions: sizes worth a look, smallest first; none if none is sure to beat chance.
         curve: from the smallest size that can be told to all eligible users.
-        asked: the same at the sizes that were asked for.
+        asked: the same at the sizes that were asked for; at all eligible users where more were.
         reach: how many users are at least as similar as a share of the held-out seeds.
         telling: feature values that the seeds have more often than the pool, then less often.
         caveats: what the figures are not.
@@ -130,16 +133,33 @@ def headline(quality: SeedQuality, suggestions: tuple[Suggestion, ...], eligible
         return f"{start} No size of audience is sure to do better than chance."
     by_name = {one.name: one for one in suggestions}
     point = next(by_name[name] for name in ("balanced", "broad", "narrow") if name in by_name).point
-    recall = point.recall
+    recall = point.recall_band  # the curve chose the size
     return (
         f"{start} The best {point.k:,} of {eligible:,} users would find about {recall.value:.0%} of people like the "
         f"seeds ({recall.low:.0%} to {recall.high:.0%}), {point.lift.value:.1f} times as many as chance."
     )
 
 
-def caveats(*, eligible: int, described: int, compared: int, smallest: int, passing: bool) -> tuple[str, ...]:
-    """What the figures are not, for a person."""
+def caveats(
+    *,
+    eligible: int,
+    described: int,
+    compared: int,
+    smallest: int,
+    passing: bool,
+    sizes: Sequence[int] = (),
+) -> tuple[str, ...]:
+    """What the figures are not, for a person.
+
+    Args:
+        passing: whether only hidden seeds that pass a filter were counted.
+        sizes: that were asked for.
+    """
     said = [_RECALL, _ALIKE, _FOLDS]
+    if sizes and max(sizes) > eligible:
+        said.append(
+            f"{max(sizes):,} users were asked for, and only {eligible:,} are eligible: what is told is of all of them."
+        )
     if described < eligible:
         said.append(
             f"The curves are from a sample of {described:,} of the {eligible:,} eligible users; below {smallest:,} "

@@ -67,8 +67,14 @@ def _verdict(insight: Insight) -> Markup:
 
 
 def _sizes(insight: Insight) -> Markup:
-    rows = [(one.name.capitalize(), one.point) for one in insight.suggestions]
-    rows += [("Asked for", point) for point in insight.asked]
+    # What the curve chose has the interval of all sizes at once, what was asked for that of one size.
+    rows = [
+        (one.name.capitalize(), one.point, one.point.recall_band, one.point.lift_band) for one in insight.suggestions
+    ]
+    rows += [
+        ("Asked for: all there are" if p.k == insight.eligible_users else "Asked for", p, p.recall, p.lift)
+        for p in insight.asked
+    ]
     if not rows:
         text = "None is suggested: no size of audience is sure to do better than users drawn at random."
         return _section("How large?", element("p", text))
@@ -81,14 +87,15 @@ def _sizes(insight: Insight) -> Markup:
         "Last user, times anybody",
     )
     body = [
-        (name, f"{p.k:,}", f"{p.share:.2%}", _percent(p.recall), _times(p.lift), f"{p.marginal_lift:.2g}")
-        for name, p in rows
+        (name, f"{p.k:,}", f"{p.share:.2%}", _percent(recall), _times(lift), f"{p.marginal_lift:.2g}")
+        for name, p, recall, lift in rows
     ]
-    explained = ", ".join(f"{one.name} where that falls to {one.marginal_lift:g}" for one in insight.suggestions)
+    explained = ", ".join(f"{one.name} while that is {one.marginal_lift:g} or more" for one in insight.suggestions)
     text = (
         "The last user of an audience is so many times as likely as anybody in the pool to be like a seed"
-        + (f": {explained}." if explained else ".")
-        + " Below 1, users drawn by lot would do better."
+        + (f". A suggested audience grows for so long: {explained}." if explained else ".")
+        + " Below 1, users drawn by lot would do better. In brackets: 95% intervals, of all sizes at once for the "
+        "suggested ones, which the same seeds chose, and of the one size for those asked for."
     )
     return _section("How large?", _table(head, body), element("p", text, class_="note"))
 

@@ -167,6 +167,7 @@ def _told(
             compared=ranks.users,
             smallest=curve.smallest,
             passing=(measured.passing or 0) >= LEAST_ELIGIBLE,
+            sizes=sizes,
         ),
         seeds=request.match,
         seeds_sha256=request.seeds_sha256,

@@ -40,8 +40,8 @@ class Point:
     Attributes:
         k: users.
         share: of the eligible users.
-        recall: share of the held-out seeds it would find.
-        recall_band: the same, with ends that hold at every k at once.
+        recall: share of the held-out seeds it would find; Wilson's interval, for a k chosen before the curve was seen.
+        recall_band: the same, with ends that hold at every k at once, so at one that the curve chose, too.
         lift: recall over share: how many times as many as a random audience of k users would find.
         lift_band: the same, with ends that hold at every k at once.
         marginal_lift: how many times as likely as anybody the last user in it is to be like a seed.
@@ -70,7 +70,11 @@ class Reach:
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """A size, and the marginal lift that it ends at."""
+    """The largest size whose last user has this marginal lift or more, to two digits.
+
+    The curve chose it, so what it would find is between the ends of `recall_band` and `lift_band`: at the place where
+    seeds happen to be dense, the interval of one size holds less often than it says.
+    """
 
     name: str
     marginal_lift: float
@@ -138,13 +142,17 @@ class RecallCurve:
     def suggestions(self) -> tuple[Suggestion, ...]:
         """Sizes worth a look, smallest first; none that finds hardly anybody, or is not sure to beat chance.
 
-        Where `marginal_lift` falls to m, recall - m * share is greatest: each user more finds less than is asked for.
+        Up to there `marginal_lift` is m or more and beyond it less: so recall - m * share is greatest there.
         """
         found = []
         for name, margin in MARGINS:
             x, y = self._hull
             best = float(x[np.argmax(y - margin * x)]) * self.population
-            point = self.points([_rounded(best)])[0]
+            # Never beyond the place for being rounded: there the last user is less than he is said to be.
+            sizes = [size for size in _rounded(best) if self._slope(size / self.population) >= margin]
+            if not sizes:
+                continue
+            point = self.points(sizes[:1])[0]
             if point.recall.value >= LEAST_FOUND and point.lift_band.low > 1:
                 found.append(Suggestion(name=name, marginal_lift=margin, point=point))
         return tuple(found)
@@ -209,6 +217,8 @@ def _rises(first: tuple[float, float], middle: tuple[float, float], last: tuple[
     return (y1 - y0) * (x2 - x0) <= (y2 - y0) * (x1 - x0)
 
 
-def _rounded(users: float) -> int:
-    """To two digits: the curve knows no more."""
-    return round(float(f"{max(users, 1.0):.1e}"))
+def _rounded(users: float) -> tuple[int, int]:
+    """To two digits, as the curve knows no more: the nearest, and the one not above."""
+    least = max(users, 1.0)
+    step = 10 ** max(math.floor(math.log10(least)) - 1, 0)
+    return round(least / step) * step, math.floor(least / step + 1e-9) * step
