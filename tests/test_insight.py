@@ -224,7 +224,12 @@ def test_a_filter_and_exclusions_choose_among_whom_seeds_rank(
     assert found.eligible_users == len(eligible)
     assert found.filter == "\"gender\" = 'gender_0'"
     assert found.exclusions.matched == 100
-    assert any("pass the filter" in text for text in found.caveats)
+    assert any("Only hidden seeds that pass the filter" in text for text in found.caveats)
+    among = np.count_nonzero(passes[seeds])
+    assert any(f"told of the {among} of {len(seeds)} seeds that pass the filter" in text for text in found.caveats)
+    assert found.telling
+    assert "gender" not in {one.field for one in found.telling}  # all who are compared have the same
+    assert all(one.seeds <= among and one.seed_share == one.seeds / among for one in found.telling)
 
 
 def test_seeds_that_fail_the_filter_all_rank_among_those_who_pass(quick: Expander, request_: dict[str, Any]) -> None:
@@ -237,6 +242,8 @@ def test_seeds_that_fail_the_filter_all_rank_among_those_who_pass(quick: Expande
     assert found.held_out_seeds == len(failing)
     assert "FEW_SEEDS_PASS_THE_FILTER" in {reason.code for reason in found.seed_quality.reasons}
     assert not any("Only hidden seeds that pass" in text for text in found.caveats)
+    assert any(f"not told: only 0 of {len(failing)} pass" in text for text in found.caveats)
+    assert found.telling == ()
 
 
 def test_a_sample_of_a_large_pool_is_told_and_near_the_whole(

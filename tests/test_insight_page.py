@@ -217,6 +217,11 @@ def test_more_users_than_there_are_is_told() -> None:
     assert not any("asked for" in one for one in caveats(**settings, sizes=[4947]))
 
 
+def test_with_a_filter_it_is_the_seeds_who_pass_that_have_something_in_common() -> None:
+    assert "Share of the seeds (first bar)" in render(insight_of())
+    assert "Share of the seeds that pass the filter (first bar)" in render(insight_of(filter="age > 3"))
+
+
 def test_the_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "page.html"
     write_page(insight_of(campaign="old"), path)

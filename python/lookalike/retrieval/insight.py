@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from lookalike.errors import DataCorrupted
 from lookalike.retrieval.recall_curve import Point, Reach, Suggestion
 from lookalike.retrieval.receipt import SeedMatch
-from lookalike.retrieval.seed_quality import FineTuning, SeedQuality
+from lookalike.retrieval.seed_quality import LEAST_ELIGIBLE, FineTuning, SeedQuality
 from lookalike.retrieval.telling import Telling
 from lookalike.schema import FeatureValue
 
@@ -36,7 +36,8 @@ class Insight:
         curve: from the smallest size that can be told to all eligible users.
         asked: the same at the sizes that were asked for; at all eligible users where more were.
         reach: how many users are at least as similar as a share of the held-out seeds.
-        telling: feature values that the seeds have more often than the pool, then less often.
+        telling: feature values that the seeds have more often than the pool, then less often; with a filter, among the
+            seeds that pass it, and nothing if these are too few, as `caveats` says.
         caveats: what the figures are not.
         eligible_users: who pass the filter and are neither excluded nor a seed: the N of the curve.
         compared_users: of them, with whom held-out seeds were compared: a uniform sample, or all, but for those whom
@@ -147,12 +148,14 @@ def caveats(
     compared: int,
     smallest: int,
     passing: bool,
+    telling_of: tuple[int, int] | None = None,
     sizes: Sequence[int] = (),
 ) -> tuple[str, ...]:
     """What the figures are not, for a person.
 
     Args:
         passing: whether only hidden seeds that pass a filter were counted.
+        telling_of: seeds that pass the filter, and all, if there is one.
         sizes: that were asked for.
     """
     said = [_RECALL, _ALIKE, _FOLDS]
@@ -169,4 +172,12 @@ def caveats(
         said.append(f"Hidden seeds were compared with {compared:,} users whom the models did not learn from either.")
     if passing:
         said.append("Only hidden seeds that pass the filter were counted.")
+    if telling_of is not None:
+        among, seeds = telling_of
+        said.append(
+            f"What seeds have in common is told of the {among:,} of {seeds:,} seeds that pass the filter."
+            if among >= LEAST_ELIGIBLE
+            else f"What seeds have in common is not told: only {among:,} of {seeds:,} pass the filter, and the others "
+            "differ from the eligible users by the filter itself."
+        )
     return tuple(said)

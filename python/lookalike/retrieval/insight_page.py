@@ -189,8 +189,9 @@ def _lift_axis(curve: tuple[Point, ...]) -> Axis:
 
 
 def _telling(insight: Insight) -> Markup:
+    which = "the seeds that pass the filter" if insight.filter else "the seeds"
     if not insight.telling:
-        text = "No single value of a feature is surely more, or less, common among the seeds than in the pool."
+        text = f"Of no single value of a feature is it sure that {which} have it more, or less, often than others."
         return _section("What the seeds have in common", element("p", text))
     more = [one for one in insight.telling if one.z > 0]
     less = [one for one in insight.telling if one.z < 0]
@@ -198,7 +199,7 @@ def _telling(insight: Insight) -> Markup:
         "What the seeds have in common",
         element(
             "p",
-            f"Share of the seeds (first bar) and of {insight.described_users:,} others (second), most telling first.",
+            f"Share of {which} (first bar) and of {insight.described_users:,} others (second), most telling first.",
         ),
         _bars("More often than others", more),
         _bars("Less often than others", less),

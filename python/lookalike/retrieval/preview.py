@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from lookalike import __version__
 from lookalike.config import Config
@@ -50,7 +51,8 @@ class _Measured:
     folds: int
     passing: int | None  # held-out seeds that pass the filter, if there is one
     eligible: int
-    seeds: ValueCounts
+    seeds: ValueCounts  # of those who pass the filter, or of nobody if too few do
+    passing_seeds: int  # seeds that pass the filter, held out or not
     others: ValueCounts
 
 
@@ -101,10 +103,13 @@ def measure(
     rows, eligible = eligible_rows(skip.bitmap, pool.num_users, sample_users, rng)
     folds = [Fold(engine, one.seeds, one.trained) for engine, one in zip(engines, held_out, strict=True)]
     seeds, others = ValueCounts(pool.schema), ValueCounts(pool.schema)
-    seeds.add(pool.take(request.seed_rows))
+    # Others pass the filter, so seeds that do not would differ from them by the filter, and by little else that shows.
+    describing = _passing(request.seed_rows, request, pool)
+    if request.filter is None or len(describing) >= LEAST_ELIGIBLE:
+        seeds.add(pool.take(describing))
     with watch.stage(Stage.SCORING, len(rows)) as report:
         ranks = rank(pool, folds, general, rows, eligible, visit=others.add, progress=report, cancelled=watch.cancelled)
-    measured = _Measured(adapted.best_epoch, ranks, len(folds), passing, eligible, seeds, others)
+    measured = _Measured(adapted.best_epoch, ranks, len(folds), passing, eligible, seeds, len(describing), others)
     return _told(checkpoint, pool, config, request, measured, sizes, watch.seconds)
 
 
@@ -112,11 +117,16 @@ def _judges(adapted: Adapted, request: Request, pool: Pool) -> tuple[list[HeldOu
     """The folds with the seeds that are to judge them: those who pass the filter, unless they are too few."""
     if request.filter is None:
         return list(adapted.held_out), None
-    passing = [replace(one, seeds=one.seeds[request.filter.passes(pool.take(one.seeds))]) for one in adapted.held_out]
+    passing = [replace(one, seeds=_passing(one.seeds, request, pool)) for one in adapted.held_out]
     count = sum(len(one.seeds) for one in passing)
     if count < LEAST_ELIGIBLE:
         return list(adapted.held_out), count
     return [one for one in passing if len(one.seeds)], count
+
+
+def _passing(rows: npt.NDArray[np.int64], request: Request, pool: Pool) -> npt.NDArray[np.int64]:
+    """Those of some rows that pass the filter; all if there is none."""
+    return rows if request.filter is None else rows[request.filter.passes(pool.take(rows))]
 
 
 def _engines(models: Sequence[MetaHeac], request: Request, config: Config) -> list[Engine]:
@@ -138,14 +148,20 @@ def _told(
     sizes: Sequence[int],
     seconds: Mapping[str, float],
 ) -> Insight:
-    ranks, eligible, described = measured.ranks, measured.eligible, measured.others.users
+    ranks, eligible = measured.ranks, measured.eligible
     curve = RecallCurve(ranks.customised, ranks.general, eligible, ranks.users)
     adaptation = config.adaptation
     regression = adaptation.optimizer != "head" and checkpoint.model.config.wide and adaptation.ridge > 0
     tuning = fine_tuning(
         ranks.customised, ranks.general, ranks.variance, epochs=measured.best_epoch, regression=regression
     )
-    quality = judge(request.match, ranks.customised, tuning, compared=ranks.users, passing=measured.passing)
+    quality = judge(
+        request.match,
+        ranks.customised,
+        tuning,
+        compared=ranks.users,
+        passing=measured.passing,
+    )
     suggestions = curve.suggestions()
     return Insight(
         format_version=FORMAT_VERSION,
@@ -161,14 +177,7 @@ def _told(
         asked=curve.points(sizes),
         reach=curve.reach(),
         telling=telling(pool.schema, measured.seeds, measured.others),
-        caveats=caveats(
-            eligible=eligible,
-            described=described,
-            compared=ranks.users,
-            smallest=curve.smallest,
-            passing=(measured.passing or 0) >= LEAST_ELIGIBLE,
-            sizes=sizes,
-        ),
+        caveats=_caveats(request, measured, curve, sizes),
         seeds=request.match,
         seeds_sha256=request.seeds_sha256,
         held_out_seeds=len(ranks.customised),
@@ -178,7 +187,7 @@ def _told(
         exclusions_sha256=request.exclusions_sha256,
         eligible_users=eligible,
         compared_users=ranks.users,
-        described_users=described,
+        described_users=measured.others.users,
         pool=str(pool.path.absolute()),
         pool_users=pool.num_users,
         pool_sha256=pool.fingerprint,
@@ -188,4 +197,16 @@ def _told(
         engine=config.scoring.engine,
         device=config.scoring.device,
         seconds=seconds,
+    )
+
+
+def _caveats(request: Request, measured: _Measured, curve: RecallCurve, sizes: Sequence[int]) -> tuple[str, ...]:
+    return caveats(
+        eligible=measured.eligible,
+        described=measured.others.users,
+        compared=measured.ranks.users,
+        smallest=curve.smallest,
+        passing=(measured.passing or 0) >= LEAST_ELIGIBLE,
+        telling_of=(measured.passing_seeds, len(request.seed_rows)) if request.filter is not None else None,
+        sizes=sizes,
     )
