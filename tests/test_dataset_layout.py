@@ -96,6 +96,7 @@ def test_campaign_features_and_schema(tmp_path: Path) -> None:
     dataset = Dataset.open(write(tmp_path / "d"))
     assert dataset.campaign_features(20) == {"kind": "new", "words": ["x", "y"], "price": 1.5}
     assert dataset.campaign_features(10) == {"kind": "old", "words": [], "price": None}
+    assert (dataset.split(10), dataset.split(20)) == ("train", "test")
     schema = dataset.campaign_schema()
     assert [field.name for field in schema.fields] == ["kind", "words", "price"]
     # Only the training campaign is known: what the test campaign brings is unknown.
@@ -189,6 +190,8 @@ def test_an_unknown_campaign_is_not_found(tmp_path: Path, campaign_id: int | str
     assert caught.value.field == "campaign_id"
     with pytest.raises(NotFound):
         dataset.campaign_features(campaign_id)
+    with pytest.raises(NotFound):
+        dataset.split(campaign_id)
 
 
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:

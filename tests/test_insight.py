@@ -338,6 +338,24 @@ def test_the_command_tells_writes_the_page_and_prints_json(
     assert "users, all there are, find 100.0%" in capsys.readouterr().out
 
 
+def test_a_campaign_of_the_data_set_s_training_split_is_told_to_be_too_good(
+    arguments: list[str], sample_dataset: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = "The general model was, or may have been, trained on this very campaign"
+    page = tmp_path / "page.html"
+    assert run([*arguments, "--html", str(page)]) == 0
+    assert words not in capsys.readouterr().out + page.read_text(encoding="utf-8")
+    known = str(Dataset.open(sample_dataset).campaign_ids("train")[0])
+    assert run([*arguments, "--campaign", known, "--html", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert words in shown
+    assert "Good seeds." not in shown
+    assert words in page.read_text(encoding="utf-8")
+    assert run([*arguments, "--campaign", known, "--json"]) == 0
+    told = Insight.from_json(json.loads(capsys.readouterr().out)).seed_quality.reasons
+    assert "GENERAL_MODEL_KNOWS_THE_CAMPAIGN" in {reason.code for reason in told}
+
+
 def test_the_command_s_mistakes(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run([*arguments, "-k", "0"]) == 2
     assert "sizes" in capsys.readouterr().err

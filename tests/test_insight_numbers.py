@@ -390,6 +390,13 @@ def test_one_user_tells_nothing_unless_there_is_no_other() -> None:
     assert (found.auc.low, found.auc.high) == (0, 1)
 
 
+def test_a_campaign_that_the_general_model_may_know_is_told() -> None:
+    ranks = genuine(400)
+    quality = judge(matched(400), ranks, tuned(ranks), compared=ALL.users, trained_on=True)
+    assert codes(quality) == {"GENERAL_MODEL_KNOWS_THE_CAMPAIGN": "usable"}
+    assert "seen the hidden seeds" in quality.reasons[0].text
+
+
 def test_the_fallback_to_the_general_model_is_put_into_words() -> None:
     ranks = genuine(50)
     kept = fine_tuning(ranks, ranks, ALL, epochs=0, regression=False)

@@ -192,6 +192,7 @@ class Expander:
         exclude: Exclude = (),
         random_seed: int = 0,
         sample_users: int = MOST_USERS,
+        trained_on: bool = False,
         progress: ProgressCallback | None = None,
         cancelled: CancelledCallback | None = None,
     ) -> Insight:
@@ -200,6 +201,8 @@ class Expander:
         Args:
             sizes: sizes to tell of, besides the curve's own.
             sample_users: of a pool with more eligible users, so many are ranked.
+            trained_on: whether the general model was, or may have been, trained on this campaign: it has then seen the
+                seeds, and the insight says that its figures are too high.
 
         Raises:
             EmptySeeds, SchemaError, InvalidInput: the request is wrong, or nobody is eligible.
@@ -222,7 +225,15 @@ class Expander:
             skip = ineligible(self.pool, request, self.config.scoring.threads)
             report(len(seeds), len(seeds))
         return measure(
-            self.checkpoint, self.pool, self.config, request, skip, watch, sizes=sizes, sample_users=sample_users
+            self.checkpoint,
+            self.pool,
+            self.config,
+            request,
+            skip,
+            watch,
+            sizes=sizes,
+            sample_users=sample_users,
+            trained_on=trained_on,
         )
 
     def _adapted(self, request: Request, watch: Watch) -> Adapted:

@@ -64,9 +64,10 @@ def insight(
 ) -> None:
     """Tell what an audience of any size would find, before it is made: are the seeds good, and how large should it be.
 
-    Hides some of the seeds, ranks them among the users of the pool by models that never saw them, and tells what share
+    Hides some of the seeds, ranks them among the users of the pool by models fitted to the others, and tells what share
     of them an audience of each size would find, how many times as many as chance, whether fitting the model to the
-    campaign helped, what the seeds have in common, and what is wrong with them. Makes no audience.
+    campaign helped, what the seeds have in common, and what is wrong with them. Makes no audience. The general model
+    must not have been trained on the campaign, or the figures are too high: of a dataset, try campaigns of split test.
 
     \b
     Examples:
@@ -74,6 +75,7 @@ def insight(
       lookalike insight --checkpoint general --pool pool --dataset ml1m --campaign 11 -k 500 -k 1000 --json
     """
     from lookalike.cli.seeds import gather
+    from lookalike.dataset.layout import Dataset
     from lookalike.expander import Expander
     from lookalike.pool.snapshot import Pool
     from lookalike.retrieval.insight_page import write_page
@@ -97,6 +99,7 @@ def insight(
             exclude=exclude or (),
             random_seed=random_seed,
             sample_users=MOST_USERS if sample_users is None else sample_users,
+            trained_on=dataset is not None and Dataset.open(dataset).split(campaign) == "train",
             progress=show,
         )
     if as_json:

@@ -110,6 +110,15 @@ class Dataset:
         features: dict[str, FeatureValue] = row.to_pylist()[0] if row.num_columns else {}
         return features
 
+    def split(self, campaign_id: CampaignId) -> Split:
+        """Whether the campaign is of those to train on, or to test with.
+
+        Raises:
+            NotFound: there is no such campaign.
+        """
+        split: Split = self._campaigns["split"][self._row(campaign_id)].as_py()
+        return split
+
     def campaign_schema(self) -> FeatureSchema:
         """Fields of campaigns, with vocabularies from the training campaigns only.
 

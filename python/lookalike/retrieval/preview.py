@@ -66,6 +66,7 @@ def measure(
     *,
     sizes: Sequence[int] = (),
     sample_users: int = MOST_USERS,
+    trained_on: bool = False,
 ) -> Insight:
     """The insight of a checked request.
 
@@ -74,6 +75,7 @@ def measure(
         skip: who is not eligible, every seed among them.
         sizes: for `Insight.asked`.
         sample_users: eligible users that are ranked, at most.
+        trained_on: whether the general model was, or may have been, trained on this campaign.
 
     Raises:
         InvalidInput: a size below 1, or a sample below `LEAST_USERS`. EmptySeeds: too few seeds to adapt to.
@@ -110,7 +112,7 @@ def measure(
     with watch.stage(Stage.SCORING, len(rows)) as report:
         ranks = rank(pool, folds, general, rows, eligible, visit=others.add, progress=report, cancelled=watch.cancelled)
     measured = _Measured(adapted.best_epoch, ranks, len(folds), passing, eligible, seeds, len(describing), others)
-    return _told(checkpoint, pool, config, request, measured, sizes, watch.seconds)
+    return _told(checkpoint, pool, config, request, measured, sizes, trained_on, watch.seconds)
 
 
 def _judges(adapted: Adapted, request: Request, pool: Pool) -> tuple[list[HeldOut], int | None]:
@@ -146,6 +148,7 @@ def _told(
     request: Request,
     measured: _Measured,
     sizes: Sequence[int],
+    trained_on: bool,
     seconds: Mapping[str, float],
 ) -> Insight:
     ranks, eligible = measured.ranks, measured.eligible
@@ -161,6 +164,7 @@ def _told(
         tuning,
         compared=ranks.users,
         passing=measured.passing,
+        trained_on=trained_on,
     )
     suggestions = curve.suggestions()
     return Insight(

@@ -185,6 +185,7 @@ def judge(
     *,
     compared: int,
     passing: int | None = None,
+    trained_on: bool = False,
 ) -> SeedQuality:
     """The verdict on seeds.
 
@@ -193,6 +194,7 @@ def judge(
         ranks: of the held-out seeds, under models customised without them.
         compared: users with whom the held-out seeds were compared.
         passing: held-out seeds that pass the filter, if there is one.
+        trained_on: whether the general model was, or may have been, trained on this campaign.
     """
     share = random_share(ranks)
     found = [
@@ -206,6 +208,7 @@ def judge(
             else []
         ),
         _passing(passing, len(ranks)),
+        _trained_on(trained_on),
     ]
     reasons = tuple(reason for reason in found if reason is not None)
     worst: list[Verdict] = [v for v in ("poor", "usable") if any(reason.severity == v for reason in reasons)]
@@ -268,6 +271,20 @@ def _compared(users: int) -> Reason | None:
         text=f"Hidden seeds could be compared with only {users:,} users who are no seeds and whom the models did not "
         "learn from: too few to tell whether the seeds are distinctive.",
         fix="Use a larger pool, a wider filter or fewer exclusions; or give fewer seeds.",
+    )
+
+
+def _trained_on(trained: bool) -> Reason | None:
+    if not trained:
+        return None
+    return Reason(
+        code="GENERAL_MODEL_KNOWS_THE_CAMPAIGN",
+        severity="usable",
+        value=1,
+        limit=0,
+        text="The general model was, or may have been, trained on this very campaign: then it has seen the hidden "
+        "seeds, and recall, lift and AUC are higher here than for a new campaign.",
+        fix="Do not quote these figures. Try a campaign that the general model was not trained on (of the split test).",
     )
 
 
