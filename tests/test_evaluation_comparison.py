@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lookalike.errors import InvalidInput
-from lookalike.evaluation.comparison import RESAMPLES, holm, mean_interval, paired_bootstrap, paired_t_test
+from lookalike.evaluation.comparison import (
+    FEWEST_CAMPAIGNS,
+    RESAMPLES,
+    holm,
+    mean_interval,
+    paired_bootstrap,
+    paired_t_test,
+)
 
 
 def simulated(rng: np.random.Generator, campaigns: int, effect: float) -> tuple[npt.NDArray[np.float64], list[int]]:
@@ -28,19 +35,39 @@ def test_what_is_counted_by_hand() -> None:
     # Campaign 7 in two runs, which pull it below zero together; 9 is level.
     found = paired_bootstrap(np.array([0.1, -0.3, 0.2, 0.0, 0.05]), [7, 7, 8, 9, 6])
     assert found.mean == pytest.approx(0.01)
-    assert (found.wins, found.ties, found.losses) == (2, 1, 1)
-    assert found.low < found.mean < found.high
+    assert (found.wins, found.ties, found.losses, found.campaigns) == (2, 1, 1, 4)
+
+
+@pytest.mark.parametrize("campaigns", [1, 2, FEWEST_CAMPAIGNS - 1])
+def test_a_handful_of_campaigns_has_no_interval_and_no_p(campaigns: int) -> None:
+    # In how many runs they were makes them no more.
+    values, numbers = np.full(3 * campaigns, 0.01), np.tile(np.arange(campaigns), 3)
+    found = paired_bootstrap(values, numbers)
+    assert (found.mean, found.wins) == (pytest.approx(0.01), campaigns)
+    assert (found.low, found.high, found.p) == (None, None, None)
+    assert mean_interval(values, numbers) == (pytest.approx(0.01), None, None)
+
+
+def test_the_fewest_campaigns_that_are_judged_are_judged_about_right() -> None:
+    """What the bound is for: p is below .05 in no more than twice 5% of cases without a difference."""
+    rng = np.random.default_rng(10)
+    found = [paired_bootstrap(rng.exponential(size=FEWEST_CAMPAIGNS) - 1, range(FEWEST_CAMPAIGNS)) for _ in range(600)]
+    assert all(one.low is not None and one.high is not None and one.low < one.mean < one.high for one in found)
+    # The true share is 9%; two errors of 1.2%.
+    assert np.mean([one.p is not None and one.p < 0.05 for one in found]) <= 0.115
 
 
 def test_two_systems_that_are_the_same_do_not_differ() -> None:
-    found = paired_bootstrap(np.zeros(10), range(10))
+    found = paired_bootstrap(np.zeros(30), range(30))
     assert (found.mean, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
-    assert (found.wins, found.ties, found.losses) == (0, 10, 0)
+    assert (found.wins, found.ties, found.losses) == (0, 30, 0)
 
 
 def test_ours_minus_theirs_is_the_negative_of_theirs_minus_ours() -> None:
     differences, campaigns = simulated(np.random.default_rng(1), 40, 0.2)
     one, other = paired_bootstrap(differences, campaigns), paired_bootstrap(-differences, campaigns)
+    assert other.low is not None
+    assert other.high is not None
     assert (one.mean, one.low, one.high, one.p) == pytest.approx((-other.mean, -other.high, -other.low, other.p))
     assert (one.wins, one.losses) == (other.losses, other.wins)
 
@@ -76,6 +103,8 @@ def test_95_of_100_intervals_hold_the_truth() -> None:
     held = 0
     for _ in range(400):
         found = paired_bootstrap(*simulated(rng, 60, 0.1))
+        assert found.low is not None
+        assert found.high is not None
         held += found.low <= 0.1 <= found.high
     # The true share is some 93%: the percentile bootstrap is a little narrow for 60 skewed ones. Three errors of 1.3%.
     assert 0.89 <= held / 400 <= 0.98
@@ -130,9 +159,15 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
+def test_what_was_not_tested_is_no_part_of_the_family() -> None:
+    four = holm([0.04, 0.01, 0.03, 0.02])
+    assert holm([None, 0.04, 0.01, None, 0.03, 0.02]) == [None, *four[:2], None, *four[2:]]
+    assert holm([None, None]) == [None, None]
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_between_none_and_bonferroni_and_keeps_the_order(p_values: list[float]) -> None:
-    adjusted = holm(p_values)
+    adjusted = [p for p in holm(p_values) if p is not None]
     for p, found in zip(p_values, adjusted, strict=True):
         assert p <= found <= min(1.0, len(p_values) * p) + 1e-12
     assert [p for _, p in sorted(zip(p_values, adjusted, strict=True))] == sorted(adjusted)

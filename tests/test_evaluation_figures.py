@@ -13,7 +13,7 @@ from lookalike.evaluation.categories import Categories
 from lookalike.evaluation.figures.calibration import agreement
 from lookalike.evaluation.figures.convergence import draw as draw_convergence
 from lookalike.evaluation.figures.mixtures import gates, representations
-from lookalike.evaluation.figures.results import NAMES, draw_named
+from lookalike.evaluation.figures.results import NAMES, auc_by_seeds, draw_named
 from lookalike.evaluation.figures.style import styled
 from lookalike.evaluation.observations import Calibration, Convergence, Followed, Forecast, Mixtures, SeenBy
 from lookalike.evaluation.results import RunResult
@@ -89,11 +89,30 @@ def calibrated(pairs: list[tuple[int, int]], total: int = 100) -> Calibration:
 def test_agreement_by_hand() -> None:
     told = agreement(calibrated([(10, 19), (30, 30), (50, 80)]))
     assert told.bias == pytest.approx((-0.09 + 0.0 - 0.3) / 3)
-    assert told.low <= told.bias <= told.high
+    assert told.bias_text == "-0.130 (too few campaigns for an interval)"
     assert told.correlation == pytest.approx(np.corrcoef([10, 30, 50], [19, 30, 80])[0, 1])
     # 10 and 19 of 100 may be equal, for Newcombe's interval ends at 0.009; 50 and 80 may not.
     assert told.within == pytest.approx(2 / 3)
     assert np.isnan(agreement(calibrated([(10, 20), (10, 30)])).correlation)
+
+
+def test_an_interval_of_the_bias_where_there_are_campaigns_enough() -> None:
+    told = agreement(calibrated([(10, 19), (30, 30), (50, 80)] * 10))
+    assert told.low is not None
+    assert told.high is not None
+    assert told.low < told.bias < told.high
+    assert told.bias_text == f"-0.130 ({told.low:+.3f} to {told.high:+.3f})"
+
+
+def test_bands_of_auc_only_where_there_are_campaigns_enough(results: dict[str, list[RunResult]]) -> None:
+    rng = np.random.default_rng(1)
+    plenty = {"lr": [made("lr", 0, rng.uniform(0.6, 0.9, 240).tolist())]}
+    for kept, banded in ((results, False), (plenty, True)):
+        found = summary([result for some in kept.values() for result in some])
+        with styled():
+            panel = auc_by_seeds(kept, found).axes[0]
+        assert panel.get_lines()
+        assert any(len(path.vertices) for band in panel.collections for path in band.get_paths()) == banded
 
 
 def test_more_seeds_tell_the_same_difference_apart() -> None:

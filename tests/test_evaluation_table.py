@@ -14,7 +14,7 @@ import pytest
 from made_results import IDENTITY, ORIGIN, made, summary
 from rich.console import Console
 
-from lookalike.evaluation.comparison import holm, paired_bootstrap, paired_t_test
+from lookalike.evaluation.comparison import RESAMPLES, holm, paired_bootstrap, paired_t_test
 from lookalike.evaluation.published import TENCENT, TENCENT_FIGURES, published_as
 from lookalike.evaluation.summary import GROUPS, METRICS, Group, Metric, Row, Summary
 from lookalike.evaluation.table import as_csv, as_markdown, comparisons_as_csv, notes, print_to, sections, write_all
@@ -117,6 +117,43 @@ def test_a_group_without_campaigns_is_empty() -> None:
     assert [cell.text for cell in sections(few)[1].rows[0][5:]] == ["-"] * 3
     assert as_csv(few).splitlines()[1].count(",,,") >= 1
     text_of(few)
+
+
+def test_few_campaigns_are_compared_without_interval_and_p_and_every_format_says_why(
+    whole: Summary, tmp_path: Path
+) -> None:
+    write_all(whole, tmp_path)
+    for name in ("table.txt", "table.md", "table.json"):
+        content = " ".join((tmp_path / name).read_text().split())
+        assert "No interval and no p (-) of fewer than 20 campaigns" in content
+        assert "bootstrap over campaigns" not in content
+    assert sections(whole)[2].rows[0][2].text == "+.0750 [-] -"
+    for line in csv.DictReader(io.StringIO((tmp_path / "comparisons.csv").read_text())):
+        assert [line[name] for name in ("low", "high", "p", "p_holm")] == [""] * 4
+        assert line["note"] == "fewer than 20 campaigns"
+    versus = json.loads((tmp_path / "table.json").read_text())["rows"][0]["versus"]["all"]["auc"]
+    assert (versus["difference"]["low"], versus["difference"]["p"], versus["p_holm"]) == (None, None, None)
+
+
+def test_a_group_of_few_campaigns_is_no_part_of_the_correction() -> None:
+    """T = 60: of 30 campaigns 6 have at most T seeds, and the family is the three metrics of all and of more."""
+    rng = np.random.default_rng(0)
+    found = summary(
+        [made(key, 0, rng.uniform(low, low + 0.1, 30).tolist()) for key, low in (("lr", 0.5), ("lookalike", 0.6))]
+    )
+    lr = found.rows[0].versus
+    assert {g: [v.p_holm is None for v in metrics.values()] for g, metrics in lr.items()} == {
+        "all": [False] * 3,
+        "few": [True] * 3,
+        "many": [False] * 3,
+    }
+    family = [lr[group][metric] for group in ("all", "many") for metric in METRICS]
+    assert [versus.p_holm for versus in family] == holm([versus.difference.p for versus in family])
+    said = "\n".join(notes(found))
+    assert f"cannot be below {6 * 2 / (RESAMPLES + 1):.4f}" in said
+    assert "No interval and no p" in said
+    assert [cell.text for cell in sections(found)[2].rows[1]][2].endswith("[-] -")
+    assert next(csv.DictReader(io.StringIO(comparisons_as_csv(found))))["note"] == ""
 
 
 def test_markdown_is_pipe_tables_of_as_many_cells_in_every_line(whole: Summary) -> None:

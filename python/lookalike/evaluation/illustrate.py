@@ -164,7 +164,7 @@ def _calibration(work: _Work) -> tuple[Figure, Facts]:
         ("calibration, campaigns", f"{len(found.forecasts)}, {found.left_out} left out"),
         ("calibration, recall foretold", f"{np.mean([one.foretold.value for one in found.forecasts]):.3f}"),
         ("calibration, recall found", f"{np.mean([one.found.value for one in found.forecasts]):.3f}"),
-        ("calibration, bias", f"{told.bias:+.3f} ({told.low:+.3f} to {told.high:+.3f})"),
+        ("calibration, bias", told.bias_text),
         ("calibration, correlation", f"{told.correlation:.2f}"),
         ("calibration, may be equal", f"{told.within:.0%} of campaigns"),
     ]

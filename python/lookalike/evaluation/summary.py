@@ -33,10 +33,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Versus:
-    """Ours minus a row. `p_holm` is corrected for the metrics and groups of the row; `p_runs` is the t-test's."""
+    """Ours minus a row. `p_holm` is corrected for the metrics and groups of the row; `p_runs` is the t-test's.
+
+    `p_holm` is None where the bootstrap has no p.
+    """
 
     difference: Difference
-    p_holm: float
+    p_holm: float | None
     p_runs: float | None
 
 

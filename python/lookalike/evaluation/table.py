@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lookalike.evaluation.comparison import RESAMPLES
+from lookalike.evaluation.comparison import FEWEST_CAMPAIGNS, RESAMPLES
 from lookalike.evaluation.published import PublishedRow
 from lookalike.evaluation.summary import GROUPS, METRICS, Group, Metric, Row, Summary, Versus
 from lookalike.files import write_whole
@@ -55,7 +55,7 @@ def write_all(summary: Summary, folder: Path) -> list[Path]:
         "table.md": as_markdown(summary),
         "table.csv": as_csv(summary),
         "comparisons.csv": comparisons_as_csv(summary),
-        "table.json": json.dumps(asdict(summary), indent=1, ensure_ascii=False) + "\n",
+        "table.json": json.dumps(asdict(summary) | {"notes": [*notes(summary)]}, indent=1, ensure_ascii=False) + "\n",
     }
     for name, written in content.items():
         write_whole(folder / name, written.encode())
@@ -98,7 +98,7 @@ def as_csv(summary: Summary) -> str:
 
 
 def comparisons_as_csv(summary: Summary) -> str:
-    """Ours minus each row: one line for each system, group and metric."""
+    """Ours minus each row: one line for each system, group and metric; `note` says why interval and p are missing."""
     return _csv(
         [
             {
@@ -111,6 +111,7 @@ def comparisons_as_csv(summary: Summary) -> str:
                 },
                 "p_holm": versus.p_holm,
                 "p_runs": versus.p_runs,
+                "note": "" if _tested(versus) else f"fewer than {FEWEST_CAMPAIGNS} campaigns",
             }
             for row in summary.rows
             for group, metrics in row.versus.items()
@@ -196,12 +197,7 @@ def notes(summary: Summary) -> Iterator[str]:
         f"{counts['few']:,.0f}, more: {counts['many']:,.0f}); means over campaigns, then over runs, ± standard "
         "deviation over runs. Runs differ in seed and split."
     )
-    if any(row.versus for row in summary.rows):
-        yield (
-            "Differences: bootstrap over campaigns, each with all its runs; p is corrected for the metrics and groups "
-            f"of the row and cannot be below {len(GROUPS) * len(METRICS) * 2 / (RESAMPLES + 1):.4f}. The t-test is "
-            "over runs, as the paper has it (AUC / P@5% / R@5%)."
-        )
+    yield from _notes_on_differences(summary)
     yield "Pooled AUC: over the users of all campaigns at once, each by rank within the campaign."
     rates = [_NONE if facts.base_rates[group] is None else f"{facts.base_rates[group]:.1%}" for group in GROUPS]
     yield f"Base rate, which P@5% is by chance: {rates[0]} (≤ T: {rates[1]}, > T: {rates[2]})."
@@ -234,6 +230,27 @@ def notes(summary: Summary) -> Iterator[str]:
     for machine in summary.machines:
         yield "Machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "."
     yield f"Command: {summary.command}"
+
+
+def _notes_on_differences(summary: Summary) -> Iterator[str]:
+    families = [[v for metrics in row.versus.values() for v in metrics.values()] for row in summary.rows if row.versus]
+    tested = [size for size in (sum(map(_tested, family)) for family in families) if size]
+    if tested:
+        yield (
+            "Differences: bootstrap over campaigns, each with all its runs; p is corrected for the metrics and groups "
+            f"of the row and cannot be below {min(tested) * 2 / (RESAMPLES + 1):.4f}."
+        )
+    if not all(_tested(versus) for family in families for versus in family):
+        yield (
+            f"No interval and no p ({_NONE}) of fewer than {FEWEST_CAMPAIGNS} campaigns: without a difference, a "
+            "bootstrap of so few finds one too often. A larger --limit has more, if there are any."
+        )
+    if families:
+        yield "The t-test is over runs, as the paper has it (AUC / P@5% / R@5%)."
+
+
+def _tested(versus: Versus) -> bool:
+    return versus.p_holm is not None
 
 
 def _marks(summary: Summary, group: Group, metric: Metric) -> dict[str, Mark]:
@@ -270,8 +287,12 @@ def _published(row: PublishedRow | None, group: Group, metric: Metric) -> float 
 
 def _difference(versus: Versus) -> str:
     found = versus.difference
-    mean, low, high = (f"{value:+.4f}".replace("0.", ".", 1) for value in (found.mean, found.low, found.high))
-    return f"{mean} [{low}, {high}] {_p(versus.p_holm)}"
+    interval = _NONE if found.low is None or found.high is None else f"{_signed(found.low)}, {_signed(found.high)}"
+    return f"{_signed(found.mean)} [{interval}] {_p(versus.p_holm)}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("0.", ".", 1)
 
 
 def _p(value: float | None) -> str:

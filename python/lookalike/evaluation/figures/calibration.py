@@ -19,16 +19,23 @@ class Agreement:
     """How foretold shares and those that came agree over campaigns.
 
     Attributes:
-        bias: foretold minus found, mean over campaigns. low, high: its 95% interval.
+        bias: foretold minus found, mean over campaigns. low, high: its 95% interval; None of too few campaigns.
         correlation: Pearson's; NaN where one of them is the same for all.
         within: share of campaigns where both may be equal, by the 95% interval of their difference (Newcombe 1998).
     """
 
     bias: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     correlation: float
     within: float
+
+    @property
+    def bias_text(self) -> str:
+        """The bias and its interval."""
+        if self.low is None or self.high is None:
+            return f"{self.bias:+.3f} (too few campaigns for an interval)"
+        return f"{self.bias:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 
 def agreement(found: Calibration) -> Agreement:
@@ -66,8 +73,7 @@ def draw(found: Calibration) -> Figure:
     top = min(1.0, 1.05 * max(one.high for one in (*foretold, *came)))
     axes.plot([0, top], [0, top], color="black", linestyle="--", linewidth=0.8)
     told = agreement(found)
-    bias = f"bias {told.bias:+.3f} ({told.low:+.3f} to {told.high:+.3f})"
-    note = f"{len(x)} campaigns\n{bias}\ncorrelation {told.correlation:.2f}"
+    note = f"{len(x)} campaigns\nbias {told.bias_text}\ncorrelation {told.correlation:.2f}"
     axes.text(0.03, 0.97, note, transform=axes.transAxes, va="top", fontsize=7)
     axes.set_xlim(0, top)
     axes.set_ylim(0, top)

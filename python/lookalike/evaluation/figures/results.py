@@ -39,7 +39,10 @@ def draw_named(results: Results, summary: Summary, folder: Path, names: Collecti
 
 
 def auc_by_seeds(results: Results, summary: Summary) -> Figure:
-    """A panel a system: mean AUC of campaigns with about as many seeds, with its 95% interval; ours dashed in each."""
+    """A panel a system: mean AUC of campaigns with about as many seeds, and its 95% interval; ours dashed in each.
+
+    Of too few campaigns for an interval, only the mean.
+    """
     edges = _edges(results)
     shown = [row for row in summary.rows if row.key != summary.ours] or list(summary.rows)
     columns = min(4, len(shown))
@@ -137,7 +140,8 @@ def _curve(panel: Axes, results: Sequence[RunResult], edges: Floats, colour: str
         found.append(mean_interval(aucs[inside], numbers[inside]))
     means, low, high = zip(*found, strict=True)
     panel.plot(places, means, color=colour, linestyle=dashes, marker="o", markersize=2.5, linewidth=1.2, label=label)
-    panel.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+    below, above = (np.array(ends, np.float64) for ends in (low, high))  # None becomes NaN, which is not filled
+    panel.fill_between(places, below, above, color=colour, alpha=0.15, linewidth=0)
 
 
 def _losses(results: Sequence[RunResult]) -> list[tuple[float, ...]]:
