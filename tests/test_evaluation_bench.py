@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from made_results import IDENTITY, ORIGIN, made
 
 from lookalike.cli.app import run
 from lookalike.dataset.layout import Dataset
+from lookalike.dataset.synthetic import simulate
 from lookalike.errors import Cancelled, DataCorrupted, FailedPrecondition, InvalidInput, NotFound
 from lookalike.evaluation.bench import run_bench, summary_of
-from lookalike.evaluation.results import ResultFolder, Trial, Tuned
+from lookalike.evaluation.results import ResultFolder, Trial, Tuned, held
 from lookalike.evaluation.systems.registry import SYSTEMS, chosen
 from lookalike.evaluation.systems.system import Rates
 from lookalike.evaluation.watch import Watch
@@ -151,6 +153,52 @@ def test_results_that_were_measured_otherwise_are_refused(sample_dataset: Path, 
     assert list((output / "rates").iterdir()) == [output / "rates" / "second.json"]
 
 
+def test_one_benchmark_at_a_time_measures_into_a_folder(sample_dataset: Path, output: Path) -> None:
+    """A second one, of another protocol or the same, is refused while the first measures, and takes nothing from it."""
+    refused: list[FailedPrecondition] = []
+
+    def report(what: str, done: int, total: int, note: str) -> None:
+        if what == "campaigns" and note == "second, run 0" and not refused:
+            for options in ({"samples": 600, "fresh": True}, {"samples": 500}):
+                with pytest.raises(FailedPrecondition, match="give another --output") as raised:
+                    run_bench(sample_dataset, output, Two().systems, runs=1, **options)  # type: ignore[arg-type]
+                refused.append(raised.value)
+
+    found = run_bench(sample_dataset, output, Two().systems, runs=1, samples=500, watch=Watch(report))
+    assert [(error.field, str(output) in error.message) for error in refused] == [("output", True)] * 2
+    assert [row.runs for row in found.rows] == [(0,), (0,)]
+    # Over, it is in nobody's way.
+    assert run_bench(sample_dataset, output, Two().systems, runs=1, samples=600, fresh=True).identity.samples == 600
+
+
+def test_a_benchmark_that_failed_holds_nothing(sample_dataset: Path, output: Path) -> None:
+    with pytest.raises(Cancelled):
+        run_bench(sample_dataset, output, Two().systems, runs=1, watch=stop_in("first", 0))
+    with held(output), pytest.raises(FailedPrecondition) as raised, held(output):
+        pass
+    assert raised.value.reason == "BENCHMARK_RUNNING"
+    with held(output):
+        pass
+
+
+def test_who_has_read_a_folder_measures_only_if_it_is_the_same(tmp_path: Path) -> None:
+    before = ResultFolder.begin(tmp_path, IDENTITY, fresh=False)
+    with before.held():
+        pass
+    ResultFolder.begin(tmp_path, replace(IDENTITY, samples=7), fresh=True)
+    with pytest.raises(FailedPrecondition, match="samples was 1000, now is 7"), before.held():
+        pass
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_place_that_is_no_folder_is_refused(sample_dataset: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InvalidInput, match="give another --output") as raised:
+        run_bench(sample_dataset, tmp_path / place, Two().systems, runs=1)
+    assert raised.value.field == "output"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_fresh_forgets_the_systems_that_are_asked_for(sample_dataset: Path, output: Path) -> None:
     run_bench(sample_dataset, output, Two().systems, runs=2)
     two = Two()
@@ -183,6 +231,7 @@ def test_nonsense_is_refused(sample_dataset: Path, output: Path, wrong: dict[str
     with pytest.raises(InvalidInput) as raised:
         run_bench(sample_dataset, output, Two().systems, **wrong)  # type: ignore[arg-type]
     assert raised.value.field == next(iter(wrong))
+    assert not output.exists()
 
 
 # ------------------------------------------------------------------------------------------------------------- folder
@@ -265,6 +314,7 @@ def test_from_a_dataset_to_the_table(
     before = {path: path.stat().st_mtime_ns for path in (folder / "results").iterdir()}
     assert run([*order, "--runs", "3", "--table-only"]) == 0
     assert "Not finished: LR (2 of 3 runs)." in capsys.readouterr().out
+    assert json.loads((folder / "table.json").read_text())["runs"] == 3
     assert run([*order, "--runs", "3", "--threads", "1"]) == 0
     after = {path: path.stat().st_mtime_ns for path in (folder / "results").iterdir()}
     assert len(after) == 3
@@ -279,6 +329,10 @@ def test_from_a_dataset_to_the_table(
         (["--systems", ","], 2, "no system is named"),
         (["--systems", "lr", "--grouped", "nothing"], 2, "'nothing'"),
         (["--systems", "lr", "--runs", "0"], 2, "runs"),
+        (["--runs", "0", "--table-only"], 2, "field: runs"),
+        (["--table-only", "--fresh"], 2, "field: fresh"),
+        (["--table-only", "--jobs", "-1"], 2, "field: jobs"),
+        (["--table-only", "--threads", "1"], 2, "field: threads"),
     ],
 )
 def test_a_mistake_is_told(
@@ -293,6 +347,72 @@ def test_a_mistake_is_told(
     monkeypatch.chdir(tmp_path)
     assert run(["bench", str(sample_dataset), *arguments]) == code
     assert words in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def measured(sample_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two systems in two runs, of 500 samples and all test campaigns."""
+    folder = tmp_path_factory.mktemp("measured") / "bench"
+    run_bench(sample_dataset, folder, chosen(["lr", "pinterest"]), runs=2, samples=500)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        ("nosuch", [], "no dataset"),
+        ("other", [], "dataset was "),
+        ("same", ["--limit", "3"], "limit was None, now is 3"),
+        ("same", ["--samples", "600"], "samples was 500, now is 600"),
+        ("same", ["--grouped", "advertiser"], "grouped was None, now is advertiser"),
+        ("same", ["--grouped", "nosuch"], "field: grouped"),
+    ],
+)
+def test_a_table_is_not_shown_under_another_name(
+    sample_dataset: Path,
+    measured: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    data: str,
+    options: list[str],
+    words: str,
+) -> None:
+    places = {"nosuch": tmp_path / "nosuch", "same": sample_dataset, "other": tmp_path / "other"}
+    simulate(places["other"], users=300, campaigns=8)
+    before = contents(measured)
+    assert run(["bench", str(places[data]), "-o", str(measured), "--table-only", *options]) != 0
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert shown.out == ""
+    assert contents(measured) == before
+
+
+@pytest.mark.parametrize("part", [["--systems", "lr"], ["--runs", "1"]])
+def test_a_part_of_the_table_is_shown_and_the_whole_stays(
+    sample_dataset: Path, measured: Path, capsys: pytest.CaptureFixture[str], part: list[str]
+) -> None:
+    order = ["bench", str(sample_dataset), "-o", str(measured), "--table-only"]
+    before = contents(measured)
+    assert run([*order, *part]) == 0
+    shown = capsys.readouterr()
+    assert "LR" in shown.out
+    assert "are left as they are" in shown.err
+    assert contents(measured) == before
+    assert run([*order, "--systems", "lr,pinterest", "--runs", "2"]) == 0
+    assert str(measured / "table.md") in capsys.readouterr().err
+    assert "--systems lr,pinterest" in json.loads((measured / "table.json").read_text())["command"]
+
+
+def test_showing_makes_no_pool(sample_dataset: Path, measured: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(measured, copy, ignore=shutil.ignore_patterns("pool-*"))
+    with held(copy):  # nor does it wait for who measures
+        assert run(["bench", str(sample_dataset), "-o", str(copy), "--samples", "500", "--table-only"]) == 0
+    assert not list(copy.glob("pool-*"))
 
 
 def test_the_default_folder_tells_protocols_apart() -> None:

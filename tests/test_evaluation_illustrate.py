@@ -18,7 +18,7 @@ from lookalike.errors import Cancelled, DataCorrupted, FailedPrecondition, Inval
 from lookalike.evaluation.bench import Bench
 from lookalike.evaluation.illustrate import NAMES, Illustrated, illustrate
 from lookalike.evaluation.observations import Calibration, Convergence, Mixtures, Observations
-from lookalike.evaluation.results import Tuned
+from lookalike.evaluation.results import Tuned, held
 from lookalike.evaluation.studies import calibration, convergence
 from lookalike.evaluation.systems.fit_heads import HeadSettings
 from lookalike.evaluation.systems.hubble import Hubble, HubbleSettings
@@ -261,6 +261,14 @@ def test_only_what_was_found_under_the_same_protocol_and_settings_is_kept(case: 
         there.kept("convergence", Convergence, convergence.SETTINGS)
 
 
+def test_what_is_kept_is_drawn_while_a_benchmark_measures_and_nothing_else(case: Case) -> None:
+    with held(case.folder):
+        again = illustrate(opened(case.dataset, case.folder), NONE, only=["gates"])
+        with pytest.raises(FailedPrecondition, match="another benchmark measures"):
+            illustrate(opened(case.dataset, case.folder), NONE, only=["gates"], fresh=True)
+    assert [path.name for path in again.paths] == ["gates.png", "gates.svg"]
+
+
 def test_stopping_keeps_what_is_finished(case: Case, small_config: Config, tmp_path: Path) -> None:
     reached: list[str] = []
 
@@ -324,17 +332,21 @@ def test_from_a_benchmark_to_its_figures(case: Case, capsys: pytest.CaptureFixtu
 
 
 def test_figures_of_results_come_from_the_table_s_folder(
-    sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = [str(sample_dataset), "--limit", "4", "--threads", "1"]
     assert run(["bench", *options, "--systems", "lr", "--runs", "2"]) == 0
-    assert run(["figures", *options, "--only", "auc_by_seeds,auc_by_group,adaptation_loss"]) == 0
     folder = tmp_path / ".bench" / "dataset-limit-4"
+    with held(folder):  # what is only read can be drawn while a benchmark measures
+        assert run(["figures", *options, "--only", "auc_by_seeds,auc_by_group,adaptation_loss"]) == 0
+    assert "adaptation_loss  not drawn: no finished run" in capsys.readouterr().out
     # Of losses by epoch a regression has none.
     assert {path.stem for path in (folder / "figures").iterdir()} == {"auc_by_seeds", "auc_by_group"}
     protocol = json.loads((folder / "protocol.json").read_text())
     assert protocol["limit"] == 4
+    assert run(["figures", *options, "--only", "adaptation_loss"]) == 3
+    assert "nothing is drawn of adaptation_loss" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -344,6 +356,7 @@ def test_figures_of_results_come_from_the_table_s_folder(
         (["--category", "genre"], 2, "no field 'genre'"),
         (["--samples", "0"], 2, "samples must be 1 or more"),
         (["--only", "auc_by_group"], 3, "no finished run"),
+        (["--threads", "0"], 2, "field: threads"),
     ],
 )
 def test_what_is_wrong_is_said(

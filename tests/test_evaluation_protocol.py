@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lookalike.dataset.layout import Dataset
 from lookalike.errors import InvalidInput
 from lookalike.evaluation.metrics import auc
-from lookalike.evaluation.protocol import FEW_SEEDS_SHARE, Protocol, seed_threshold, tuning_size
+from lookalike.evaluation.protocol import FEW_SEEDS_SHARE, Protocol, groups, seed_threshold, tuning_size
 from lookalike.evaluation.systems.system import SeededCampaign
 from lookalike.pool.ingest import ingest
 from lookalike.pool.snapshot import Pool
@@ -170,6 +170,25 @@ def test_campaigns_that_cannot_be_judged_are_left_out_and_counted(dataset: Datas
     assert exam.left_out == 3
     assert not {one_label, few, seedless} & {campaign.campaign_id for campaign in exam.campaigns}
     assert len(exam.campaigns) == 5
+
+
+def test_groups_are_by_single_valued_fields_and_only_those_are_named(
+    dataset: Dataset, pool: Pool, tmp_path: Path
+) -> None:
+    campaigns = pq.read_table(dataset.path / "campaigns.parquet")
+    tags = pa.array([["a", "b"]] * len(campaigns))
+    copy = altered(dataset, tmp_path / "copy", campaigns=campaigns.append_column("tags", tags))
+    for wrong in ("nosuch", "tags", "split"):
+        with pytest.raises(InvalidInput) as raised:
+            Protocol(copy, pool, grouped=wrong)
+        assert raised.value.field == "grouped"
+        named = raised.value.message.partition("single-valued fields are ")[2].split(", ")
+        assert "tags" not in named
+        for name in named:
+            groups(copy, grouped=name, limit=None)
+    bare = altered(dataset, tmp_path / "bare", campaigns=campaigns.select(["campaign_id", "split"]))
+    with pytest.raises(InvalidInput, match="are none: leave it out"):
+        groups(bare, grouped="nosuch", limit=None)
 
 
 def test_a_dataset_without_test_campaigns_is_refused(dataset: Dataset, pool: Pool) -> None:

@@ -17,7 +17,16 @@ from rich.console import Console
 from lookalike.evaluation.comparison import RESAMPLES, holm, paired_bootstrap, paired_t_test
 from lookalike.evaluation.published import TENCENT, TENCENT_FIGURES, published_as
 from lookalike.evaluation.summary import GROUPS, METRICS, Group, Metric, Row, Summary
-from lookalike.evaluation.table import as_csv, as_markdown, comparisons_as_csv, notes, print_to, sections, write_all
+from lookalike.evaluation.table import (
+    FILES,
+    as_csv,
+    as_markdown,
+    comparisons_as_csv,
+    notes,
+    print_to,
+    sections,
+    write_all,
+)
 
 LR = ([0.6, 0.7, 0.8, 0.5, 0.9, 0.7, 0.6, 0.8], [0.7, 0.6, 0.8, 0.6, 0.9, 0.7, 0.7, 0.8])
 MLP = ([0.5] * 8, [0.55] * 8)
@@ -188,8 +197,9 @@ def test_csv_has_a_line_a_system_and_the_numbers_in_full(whole: Summary) -> None
 
 
 def test_files_of_every_format(whole: Summary, tmp_path: Path) -> None:
-    written = write_all(whole, tmp_path)
-    assert sorted(path.name for path in written) == sorted(path.name for path in tmp_path.iterdir())
+    write_all(whole, tmp_path)
+    assert {*FILES} == {path.name for path in tmp_path.iterdir()}
+    assert json.loads((tmp_path / "table.json").read_text())["notes"] == [*notes(whole)]
     data = json.loads((tmp_path / "table.json").read_text())
     assert data["command"] == "lookalike bench made"
     assert data["rows"][0]["metrics"]["all"]["auc"]["mean"] == pytest.approx(0.7125)

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from fake_system import FakeSystem, Scores, by_position
 
-from lookalike.errors import Cancelled, DataCorrupted, InvalidInput, ResourceExhausted
+from lookalike.errors import Cancelled, DataCorrupted, FailedPrecondition, InvalidInput, ResourceExhausted
 from lookalike.evaluation.bench import run_bench
-from lookalike.evaluation.results import ResultFolder
+from lookalike.evaluation.results import ResultFolder, held
 from lookalike.evaluation.systems.registry import chosen
 from lookalike.evaluation.systems.system import Rates, SeededCampaign
 from lookalike.evaluation.watch import Watch
@@ -79,6 +79,20 @@ def test_any_number_of_jobs_has_the_same_results(sample_dataset: Path, tmp_path:
             assert first == second
     assert {what for what, *_ in told} >= {"runs", "worker 1", "worker 2"}
     assert [(done, total) for what, done, total, _ in told if what == "runs"] == [(n, 4) for n in range(1, 5)] * 2
+
+
+def test_the_parent_holds_the_folder_for_its_workers(sample_dataset: Path, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def report(what: str, done: int, total: int, note: str) -> None:
+        if what == "runs" and done == 1:
+            with pytest.raises(FailedPrecondition) as raised, held(tmp_path):
+                pass
+            refused.append(raised.value.reason)
+
+    rows = systems(one=by_position, other=by_position)
+    found = run_bench(sample_dataset, tmp_path, rows, runs=1, samples=SAMPLES, jobs=2, watch=Watch(report))
+    assert ([row.runs for row in found.rows], refused) == ([(0,), (0,)], ["BENCHMARK_RUNNING"])
 
 
 def test_what_goes_wrong_in_a_worker_is_told_here(sample_dataset: Path, tmp_path: Path) -> None:

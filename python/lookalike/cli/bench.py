@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lookalike.cli import display
+from lookalike.errors import InvalidInput
 
 if TYPE_CHECKING:
     from lookalike.evaluation.summary import Summary
@@ -39,7 +40,10 @@ def bench(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(help="Of pre-training, the same for every system.  [default: one pass, 2,000,000 at most]"),
+        typer.Option(
+            help="Of pre-training, for every system without a budget of its own.  "
+            "[default: one pass, 2,000,000 at most]"
+        ),
     ] = None,
     grouped: Annotated[
         str | None,
@@ -55,13 +59,17 @@ def bench(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Of torch, in each job.  [default: 1]")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure these systems again, whatever is stored.")] = False,
-    table_only: Annotated[bool, typer.Option("--table-only", help="Measure nothing: show what is finished.")] = False,
+    table_only: Annotated[
+        bool,
+        typer.Option("--table-only", help="Measure nothing: show what is finished; write it if that is all there is."),
+    ] = False,
 ) -> None:
-    """Train and evaluate every system under one protocol and one budget, and write the table.
+    """Train and evaluate every system under one protocol, and write the table.
 
-    Jobs share the work; what is measured does not depend on their number. A run that is finished is kept: after Ctrl-C
-    the same command goes on from there. The table is written after every run, as text, Markdown, CSV and JSON. Rates
-    are tuned on held-out training campaigns, never on test campaigns.
+    All but those with a budget of their own pre-train on as many samples; the table says how many each saw. Rates are
+    tuned on held-out training campaigns, never on test campaigns. Jobs share the work; what is measured does not depend
+    on their number. A run that is finished is kept: after Ctrl-C the same command goes on from there. The table is
+    written after every run, as text, Markdown, CSV and JSON.
     `lookalike figures` draws what is stored.
 
     \b
@@ -79,14 +87,15 @@ def bench(
     folder = output or folder_of(dataset, limit=limit, samples=samples, grouped=grouped)
     command = _command(dataset, {"systems": systems, **options, "output": output, "jobs": jobs, "threads": threads})
     if table_only:
-        summary = _stored(folder, list(rows), dataset, runs, command)
-    else:
-        options |= {
-            "jobs": min(usable_cores(), MOST_JOBS) if jobs is None else jobs,
-            "threads": 1 if threads is None else threads,
-        }
-        summary = _measured(dataset, folder, rows, options | {"fresh": fresh, "command": command})
-    _show(summary, folder)
+        _refuse_beside_table_only({"fresh": fresh or None, "jobs": jobs, "threads": threads})
+        _show_stored(dataset, folder, list(rows), options, command)
+        return
+    options |= {
+        "jobs": min(usable_cores(), MOST_JOBS) if jobs is None else jobs,
+        "threads": 1 if threads is None else threads,
+    }
+    _print(_measured(dataset, folder, rows, options | {"fresh": fresh, "command": command}))
+    _name_files(folder)
 
 
 def _measured(dataset: Path, folder: Path, rows: Mapping[str, Factory], options: Mapping[str, Any]) -> Summary:
@@ -105,23 +114,48 @@ def watching() -> Iterator[Watch]:
         yield Watch(report, asked.is_set)
 
 
-def _stored(folder: Path, rows: list[str], dataset: Path, runs: int, command: str) -> Summary:
-    from lookalike.evaluation.bench import summary_of
-    from lookalike.evaluation.results import ResultFolder
+def _refuse_beside_table_only(given: Mapping[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidInput(
+                f"--{name} is for measuring, and --table-only measures nothing: leave one of them out", field=name
+            )
 
-    return summary_of(ResultFolder.open(folder), rows, name=dataset.resolve().name, runs=runs, command=command)
+
+def _show_stored(dataset: Path, folder: Path, rows: list[str], options: Mapping[str, Any], command: str) -> None:
+    """Print what was asked for, and write it too if that takes nothing from the tables there."""
+    from lookalike.evaluation.bench import check_numbers, stored, summary_of
+    from lookalike.evaluation.results import writable
+    from lookalike.evaluation.systems.registry import SYSTEMS
+    from lookalike.evaluation.table import write_all
+
+    runs: int = options["runs"]
+    check_numbers(runs=runs)
+    kept = stored(dataset, folder, **{name: options[name] for name in ("samples", "limit", "grouped")})
+    summary = summary_of(kept, rows, name=dataset.resolve().name, runs=runs, command=command)
+    _print(summary)
+    if kept.systems & set(SYSTEMS) <= set(rows) and kept.runs <= runs:
+        with writable(folder):
+            write_all(summary, folder)
+        _name_files(folder)
+    else:
+        display.say(f"the tables in {folder} are left as they are: there are more systems or runs than were asked for")
 
 
-def _show(summary: Summary, folder: Path) -> None:
+def _print(summary: Summary) -> None:
     from rich.console import Console
 
-    from lookalike.evaluation.table import TEXT_WIDTH, print_to, write_all
+    from lookalike.evaluation.table import TEXT_WIDTH, print_to
 
-    written = write_all(summary, folder)
     console = Console()
     print_to(console if console.is_terminal else Console(width=TEXT_WIDTH), summary)
-    for path in written:
-        display.say(str(path))
+
+
+def _name_files(folder: Path) -> None:
+    from lookalike.evaluation.table import FILES
+
+    for name in FILES:
+        display.say(str(folder / name))
 
 
 def folder_of(dataset: Path, *, limit: int | None, samples: int | None, grouped: str | None) -> Path:

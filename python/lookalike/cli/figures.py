@@ -56,11 +56,12 @@ def figures(
       lookalike figures ml1m --only representations,gates --category decade
       lookalike figures ml1m --samples 100000 --limit 20
     """
-    from lookalike.evaluation.bench import Bench
+    from lookalike.evaluation.bench import Bench, check_numbers
     from lookalike.evaluation.illustrate import illustrate
     from lookalike.evaluation.systems.registry import SYSTEMS
     from lookalike.scoring.compiled import compute_threads
 
+    check_numbers(threads=threads)
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
     folder = output or folder_of(dataset, limit=limit, samples=samples, grouped=grouped)
     with watching() as watch, compute_threads(threads):

@@ -13,7 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +22,11 @@ from typing import Any
 
 import lookalike
 from lookalike.dataset.layout import CAMPAIGNS, SAMPLES, USERS, Dataset
-from lookalike.errors import InvalidInput, NotFound
+from lookalike.errors import FailedPrecondition, InvalidInput, NotFound
 from lookalike.evaluation.examination import examine, tune
-from lookalike.evaluation.protocol import Exam, Protocol
+from lookalike.evaluation.protocol import Exam, Protocol, groups
 from lookalike.evaluation.published import published_as
-from lookalike.evaluation.results import Identity, Origin, ResultFolder, RunResult, Tuned
+from lookalike.evaluation.results import Identity, Origin, ResultFolder, RunResult, Tuned, differences, held
 from lookalike.evaluation.summary import Summary, summarise
 from lookalike.evaluation.systems.registry import OURS, Factory
 from lookalike.evaluation.systems.system import Tick
@@ -71,38 +72,82 @@ def run_bench(
         command: named in the table.
 
     Raises:
-        InvalidInput: a number below 1, or data that cannot be split or judged; or a system diverges.
-        FailedPrecondition: `output` holds results that were measured otherwise. DataCorrupted: a file is damaged.
+        InvalidInput: a number below 1, or data that cannot be split or judged; `output` cannot be written into; or a
+            system diverges.
+        FailedPrecondition: `output` holds results that were measured otherwise, or another benchmark measures into it.
+        DataCorrupted: a file is damaged.
         ResourceExhausted: one of several processes was killed.
         Cancelled: `watch` asked for it; what is finished is kept.
     """
-    for name, value in (("runs", runs), ("jobs", jobs), ("threads", threads)):
-        if value < 1:
-            raise InvalidInput(f"{name} must be 1 or more, not {value}", field=name)
+    check_numbers(runs=runs, jobs=jobs, threads=threads)
     watch = watch or Watch()
-    bench = Bench.open(dataset_path, output, samples=samples, limit=limit, grouped=grouped, fresh=fresh, watch=watch)
-    if fresh:
-        bench.folder.discard(systems)
-    everything = [Piece(key, run) for run in range(runs) for key in systems]
-    left = [piece for piece in everything if bench.folder.result(piece.key, piece.run) is None]
+    options: dict[str, Any] = {"samples": samples, "limit": limit, "grouped": grouped}
+    with ExitStack() as hold:
+        bench = Bench.open(dataset_path, output, **options, fresh=fresh, watch=watch, hold=hold)
+        if fresh:
+            bench.folder.discard(systems)
+        everything = [Piece(key, run) for run in range(runs) for key in systems]
+        left = [piece for piece in everything if bench.folder.result(piece.key, piece.run) is None]
 
-    def summary() -> Summary:
-        name = dataset_path.resolve().name
-        return summary_of(bench.folder, list(systems), name=name, runs=runs, command=command)
+        def summary() -> Summary:
+            name = dataset_path.resolve().name
+            return summary_of(bench.folder, list(systems), name=name, runs=runs, command=command)
 
-    if jobs == 1 or len(left) < 2:
-        finished = bench.in_turn(left, systems, threads)
-    else:
-        options = {"samples": bench.folder.identity.samples, "limit": limit, "grouped": grouped}
-        open_one = partial(_open_again, dataset_path, output, options)
-        finished = bench.side_by_side(left, systems, Workers(min(jobs, len(left)), threads, open_one, watch))
-    missing = Counter(piece.run for piece in left)
-    for number, piece in enumerate(finished, len(everything) - len(left) + 1):
-        watch.report("runs", number, len(everything), f"{piece.key}, run {piece.run}")
-        missing[piece.run] -= 1
-        if missing[piece.run] == 0:
-            write_all(summary(), output)
-    return summary()
+        if jobs == 1 or len(left) < 2:
+            finished = bench.in_turn(left, systems, threads)
+        else:
+            options["samples"] = bench.folder.identity.samples
+            open_one = partial(_open_again, dataset_path, output, options)
+            finished = bench.side_by_side(left, systems, Workers(min(jobs, len(left)), threads, open_one, watch))
+        missing = Counter(piece.run for piece in left)
+        for number, piece in enumerate(finished, len(everything) - len(left) + 1):
+            watch.report("runs", number, len(everything), f"{piece.key}, run {piece.run}")
+            missing[piece.run] -= 1
+            if missing[piece.run] == 0 and number < len(everything):
+                write_all(summary(), output)
+        found = summary()
+        write_all(found, output)
+        return found
+
+
+def check_numbers(**numbers: int | None) -> None:
+    """Refuse what is given and below 1.
+
+    Raises:
+        InvalidInput: the field is the argument's name.
+    """
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise InvalidInput(f"{name} must be 1 or more, not {value}", field=name)
+
+
+def stored(
+    dataset_path: Path,
+    output: Path,
+    *,
+    samples: int | None = None,
+    limit: int | None = None,
+    grouped: str | None = None,
+) -> ResultFolder:
+    """What was measured into `output`, to be read: makes no pool. Arguments as of `run_bench`; default: any samples.
+
+    Raises:
+        NotFound: no results. InvalidInput: as `run_bench`.
+        FailedPrecondition: they are of another data set, or were measured with other options.
+    """
+    dataset = _opened(dataset_path, samples=samples, limit=limit, grouped=grouped)
+    folder = ResultFolder.open(output)
+    kept = folder.identity
+    asked = replace(
+        kept, dataset=_dataset_digest(dataset), samples=samples or kept.samples, limit=limit, grouped=grouped
+    )
+    if asked != kept:
+        raise FailedPrecondition(
+            f"{output} holds other results ({differences(kept, asked)}): name the data set and the options they were "
+            "measured with, or another --output",
+            field="output",
+        )
+    return folder
 
 
 def summary_of(folder: ResultFolder, systems: Sequence[str], *, name: str, runs: int, command: str) -> Summary:
@@ -157,25 +202,32 @@ class Bench:
         grouped: str | None = None,
         fresh: bool = False,
         watch: Watch,
+        hold: ExitStack | None = None,
     ) -> Bench:
-        """Begin in a folder, or go on; arguments and errors as of `run_bench`."""
-        if samples is not None and samples < 1:
-            raise InvalidInput(f"samples must be 1 or more, not {samples}", field="samples")
-        dataset = Dataset.open(dataset_path)
+        """Begin in a folder, or go on; arguments and errors as of `run_bench`.
+
+        Args:
+            hold: the folder is held until this is closed. Without it, only while it is begun: who then measures must
+                hold it, or be a worker of who does.
+        """
+        dataset = _opened(dataset_path, samples=samples, limit=limit, grouped=grouped)
         digest = _dataset_digest(dataset)
-        pool = _pool(dataset, output / f"pool-{digest}", watch)
-        protocol = Protocol(dataset, pool, grouped=grouped, limit=limit)
-        features = dataset.campaigns().drop_columns(["campaign_id", "split"]).to_pydict()
-        identity = Identity(
-            dataset=digest,
-            pool=pool.fingerprint,
-            samples=samples or protocol.budget,
-            limit=limit,
-            grouped=grouped,
-            threshold=protocol.threshold,
-            published=published_as(features),
-        )
-        return cls(dataset, ResultFolder.begin(output, identity, fresh=fresh), protocol, watch)
+        with ExitStack() as own:
+            if hold is not None or not ResultFolder.begun(output):
+                (hold or own).enter_context(held(output))
+            pool = _pool(dataset, output / f"pool-{digest}", watch)
+            protocol = Protocol(dataset, pool, grouped=grouped, limit=limit)
+            features = dataset.campaigns().drop_columns(["campaign_id", "split"]).to_pydict()
+            identity = Identity(
+                dataset=digest,
+                pool=pool.fingerprint,
+                samples=samples or protocol.budget,
+                limit=limit,
+                grouped=grouped,
+                threshold=protocol.threshold,
+                published=published_as(features),
+            )
+            return cls(dataset, ResultFolder.begin(output, identity, fresh=fresh), protocol, watch)
 
     def in_turn(self, left: Iterable[Piece], systems: Mapping[str, Factory], threads: int) -> Iterator[Piece]:
         """Measure each, and yield it when it is finished."""
@@ -252,6 +304,14 @@ class Bench:
 def _open_again(dataset_path: Path, output: Path, options: Mapping[str, Any], watch: Watch) -> Bench:
     """In another process, after this one has."""
     return Bench.open(dataset_path, output, watch=watch, **options)
+
+
+def _opened(path: Path, *, samples: int | None, limit: int | None, grouped: str | None) -> Dataset:
+    """The data set, once the options are right: before a folder is made and what takes long begins."""
+    check_numbers(samples=samples)
+    dataset = Dataset.open(path)
+    groups(dataset, grouped=grouped, limit=limit)
+    return dataset
 
 
 def _pool(dataset: Dataset, path: Path, watch: Watch) -> Pool:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from lookalike.errors import InvalidInput
+from lookalike.errors import InvalidInput, NotFound
 from lookalike.evaluation.bench import Bench, summary_of
 from lookalike.evaluation.categories import Categories, alike, categories
 from lookalike.evaluation.figures import calibration, convergence, mixtures
@@ -27,6 +27,9 @@ from lookalike.evaluation.studies.trained import Trained
 from lookalike.evaluation.systems.registry import OURS, Factory
 
 NAMES = (*OF_RESULTS, "convergence", "representations", "gates", "calibration")
+
+# Of all figures of results, only that of losses needs what not every system has.
+_NO_DATA = "no finished run is of a system that adapts by epochs, and so has losses of them"
 
 Facts = Sequence[tuple[str, str]]
 _Study = TypeVar("_Study", bound=Observation)
@@ -57,7 +60,9 @@ def illustrate(
         fresh: measure again what is kept.
 
     Raises:
-        InvalidInput: an unknown figure or field; or a system diverges. NotFound: no results where they are asked for.
+        InvalidInput: an unknown figure or field; or a system diverges.
+        NotFound: no results where they are asked for, or none that have what the figures asked for show.
+        FailedPrecondition: something must be measured, and another benchmark measures into the folder.
         Cancelled: what is measured is kept.
     """
     names = _checked(only)
@@ -70,6 +75,10 @@ def illustrate(
     of_results = [name for name in names if name in OF_RESULTS]
     if of_results and (bench.folder.runs or only is not None):
         paths += _of_results(bench, systems, folder, of_results)
+        without = [name for name in of_results if not any(path.stem == name for path in paths)]
+        if without == names:
+            raise NotFound(f"nothing is drawn of {', '.join(without)}: {_NO_DATA}", field="only")
+        facts += [(name, f"not drawn: {_NO_DATA}") for name in without]
     work = _Work(bench, systems, category, fresh=fresh)
     for name in names:
         if name in _STUDIED:
@@ -111,10 +120,15 @@ class _Work:
         if name not in self._found:
             module = import_module(f"lookalike.evaluation.studies.{name}")
             kept = None if self._fresh else self._observations.kept(name, kind, module.SETTINGS)
-            self._found[name] = kept or self._observations.keep(name, module.measure(self._trained))
+            self._found[name] = kept or self._measured(name, module.measure)
         found = self._found[name]
         assert isinstance(found, kind)
         return found
+
+    def _measured(self, name: str, measure: Callable[[Trained], Observation]) -> Observation:
+        """In the folder's hold: what is tuned on the way is kept beside the benchmark's."""
+        with self._bench.folder.held():
+            return self._observations.keep(name, measure(self._trained))
 
     def categories(self, found: Mixtures) -> Categories:
         """Of the campaigns in a study."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lookalike.dataset.layout import Dataset, Split
-from lookalike.errors import InvalidInput
+from lookalike.errors import InvalidInput, quoted
 from lookalike.evaluation.systems.system import History, SeededCampaign
 from lookalike.pool.snapshot import Pool
 from lookalike.training.tasks import Samples, Task, load_tasks
@@ -74,12 +74,10 @@ class Protocol:
         Raises:
             InvalidInput: no test campaign, a limit below 1, or `grouped` is no single-valued field of the campaigns.
         """
-        if limit is not None and limit < 1:
-            raise InvalidInput(f"limit must be 1 or more, not {limit}", field="limit")
+        self._groups = groups(dataset, grouped=grouped, limit=limit)
         self._dataset = dataset
         self._pool = pool
         self._limit = limit
-        self._groups = _groups(dataset, grouped)
         own = np.array(dataset.campaigns()["split"].to_pylist()) == "test"
         self._tests = int(own.sum())
         if self._tests == 0:
@@ -199,15 +197,23 @@ def _question_and_answers(task: Task, pool: Pool) -> tuple[SeededCampaign, Answe
     return question, Answers(audience.labels.astype(np.int8), user_ids)
 
 
-def _groups(dataset: Dataset, grouped: str | None) -> npt.NDArray[np.int64]:
-    """A number for each campaign, the same for those that must not be parted."""
+def groups(dataset: Dataset, *, grouped: str | None, limit: int | None) -> npt.NDArray[np.int64]:
+    """A number for each campaign, the same for those that must not be parted; needs no pool.
+
+    Raises:
+        InvalidInput: a limit below 1, or `grouped` is no single-valued field of the campaigns.
+    """
+    if limit is not None and limit < 1:
+        raise InvalidInput(f"limit must be 1 or more, not {limit}", field="limit")
     campaigns = dataset.campaigns()
     if grouped is None:
         return np.arange(campaigns.num_rows)
-    fields = [name for name in campaigns.column_names if name not in ("campaign_id", "split")]
-    if grouped not in fields or pa.types.is_nested(campaigns[grouped].type):
+    fields = [field.name for field in campaigns.schema if not pa.types.is_nested(field.type)]
+    fields = [name for name in fields if name not in ("campaign_id", "split")]
+    if grouped not in fields:
         raise InvalidInput(
-            f"campaigns are not grouped by '{grouped}'; give a single-valued field among {', '.join(fields)}",
+            f"campaigns cannot be grouped by {quoted(grouped)}; their single-valued fields are "
+            f"{', '.join(fields) or 'none: leave it out'}",
             field="grouped",
         )
     numbers: dict[object, int] = {}

@@ -1,14 +1,18 @@
 """What was measured, and the folder it is kept in: one file for each system and run, one for each system's rates.
+Who measures holds the folder; who only reads need not, since every file appears whole.
 
 Knows files and plain data; knows nothing of how anything is measured or shown.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +22,9 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lookalike.dataset.layout import CampaignId
-from lookalike.errors import DataCorrupted, FailedPrecondition, NotFound
+from lookalike.errors import DataCorrupted, FailedPrecondition, InvalidInput, NotFound
 from lookalike.evaluation.systems.system import Rates, Spent
-from lookalike.files import write_whole
+from lookalike.files import is_full, write_whole
 
 Stage = Literal["offline", "online"]
 
@@ -145,12 +149,59 @@ class Identity:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """What is done to a folder of results in the block needs one that can be written into.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full(error) or isinstance(error, BlockingIOError):
+            raise
+        raise InvalidInput(
+            f"results cannot be written into {path} ({error.strerror}): give another --output", field="output"
+        ) from error
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """A folder of results, made if need be, for this process alone to measure into while the block runs.
+
+    Raises:
+        FailedPrecondition: another holds it. InvalidInput: it is no folder, or cannot be written into.
+    """
+    with writable(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            with writable(path):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FailedPrecondition(
+                f"another benchmark measures into {path}: wait for it, or give another --output",
+                field="output",
+                reason="BENCHMARK_RUNNING",
+            ) from error
+        yield
+    finally:
+        os.close(lock)
+
+
 class ResultFolder:
     """`protocol.json`, `rates/SYSTEM.json` and `results/SYSTEM-RUN.json` in one folder; every file appears whole."""
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self.path = path
         self.identity = identity
+
+    @staticmethod
+    def begun(path: Path) -> bool:
+        """Whether there are, or are to be, results."""
+        return (path / "protocol.json").is_file()
 
     @classmethod
     def open(cls, path: Path) -> ResultFolder:
@@ -159,32 +210,52 @@ class ResultFolder:
         Raises:
             NotFound: nothing was. DataCorrupted: it is not what `begin` writes.
         """
-        file = path / "protocol.json"
-        if not file.is_file():
+        if not cls.begun(path):
             raise NotFound(f"no results in {path}: run the benchmark first, or name its folder", field="output")
-        return cls(path, read(file, Identity))
+        return cls(path, read(path / "protocol.json", Identity))
 
     @classmethod
     def begin(cls, path: Path, identity: Identity, *, fresh: bool) -> ResultFolder:
         """Go on in the folder, or start one. With `fresh`, results of another identity are removed.
 
+        To start or to remove, the caller must hold it.
+
         Raises:
             FailedPrecondition: it holds results of another identity. DataCorrupted: it is not what this writes.
         """
         file = path / "protocol.json"
-        before = read(file, Identity) if file.is_file() else identity
-        if before != identity and not fresh:
+        before = read(file, Identity) if cls.begun(path) else None
+        changed = before is not None and before != identity
+        if before is not None and changed and not fresh:
             raise FailedPrecondition(
-                f"{path} holds results that cannot be compared with new ones ({_differences(before, identity)}): "
+                f"{path} holds results that cannot be compared with new ones ({differences(before, identity)}): "
                 "give another --output, or --fresh to discard them",
                 field="output",
             )
         for part in ("rates", "results"):
-            if before != identity:
+            if changed:
                 shutil.rmtree(path / part, ignore_errors=True)
             (path / part).mkdir(parents=True, exist_ok=True)
-        write_whole(file, dump(Identity, identity))
+        if before != identity:
+            write_whole(file, dump(Identity, identity))
         return cls(path, identity)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """As the function; for who has read the folder and now has to measure.
+
+        Raises:
+            FailedPrecondition: another holds it, or has begun anew in it. InvalidInput: it cannot be written into.
+        """
+        with held(self.path):
+            now = ResultFolder.open(self.path).identity
+            if now != self.identity:
+                raise FailedPrecondition(
+                    f"{self.path} was begun anew meanwhile ({differences(self.identity, now)}): start again with the "
+                    "options of now, or give another --output",
+                    field="output",
+                )
+            yield
 
     def rates(self, system: str) -> Tuned | None:
         """None: it was not tuned yet.
@@ -236,6 +307,11 @@ class ResultFolder:
         numbers = [file.stem.rpartition("-")[2] for file in (self.path / "results").glob("*.json")]
         return max([0, *(int(number) + 1 for number in numbers if number.isdecimal())])
 
+    @property
+    def systems(self) -> set[str]:
+        """Those that have a finished run."""
+        return {file.stem.rpartition("-")[0] for file in (self.path / "results").glob("*.json")}
+
     def discard(self, systems: Collection[str]) -> None:
         """Forget the rates and all runs of these systems."""
         for key in systems:
@@ -258,7 +334,8 @@ class ResultFolder:
             )
 
 
-def _differences(before: Identity, now: Identity) -> str:
+def differences(before: Identity, now: Identity) -> str:
+    """In words, "" where there are none."""
     pairs = {name: (value, getattr(now, name)) for name, value in asdict(before).items()}
     short = {name: [str(value)[:12] for value in pair] for name, pair in pairs.items() if pair[0] != pair[1]}
     return "; ".join(f"{name} was {old}, now is {new}" for name, (old, new) in short.items())

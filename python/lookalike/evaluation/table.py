@@ -26,6 +26,7 @@ from lookalike.files import write_whole
 Mark = Literal["", "best", "second"]
 
 METRIC_TITLES: Mapping[Metric, str] = {"auc": "AUC", "precision": "P@5%", "recall": "R@5%"}
+FILES = ("table.txt", "table.md", "table.csv", "comparisons.csv", "table.json")
 # Where no terminal says otherwise: no cell is wrapped.
 TEXT_WIDTH = 180
 _NONE = "-"
@@ -46,20 +47,20 @@ class Section:
     rows: Sequence[Sequence[Cell]]
 
 
-def write_all(summary: Summary, folder: Path) -> list[Path]:
-    """`table.txt`, `table.md`, `table.csv`, `comparisons.csv` and `table.json`, whole; returns their paths."""
+def write_all(summary: Summary, folder: Path) -> None:
+    """`FILES`, each whole."""
     text = io.StringIO()
     print_to(Console(file=text, width=TEXT_WIDTH), summary)
-    content = {
-        "table.txt": text.getvalue(),
-        "table.md": as_markdown(summary),
-        "table.csv": as_csv(summary),
-        "comparisons.csv": comparisons_as_csv(summary),
-        "table.json": json.dumps(asdict(summary) | {"notes": [*notes(summary)]}, indent=1, ensure_ascii=False) + "\n",
-    }
-    for name, written in content.items():
-        write_whole(folder / name, written.encode())
-    return [folder / name for name in content]
+    data = asdict(summary) | {"notes": [*notes(summary)]}
+    contents = (
+        text.getvalue(),
+        as_markdown(summary),
+        as_csv(summary),
+        comparisons_as_csv(summary),
+        json.dumps(data, indent=1, ensure_ascii=False) + "\n",
+    )
+    for name, content in zip(FILES, contents, strict=True):
+        write_whole(folder / name, content.encode())
 
 
 def print_to(console: Console, summary: Summary) -> None:
