@@ -17,6 +17,7 @@ from rich.console import Console
 from lookalike.evaluation.comparison import RESAMPLES, holm, paired_bootstrap, paired_t_test
 from lookalike.evaluation.published import TENCENT, TENCENT_FIGURES, published_as
 from lookalike.evaluation.summary import GROUPS, METRICS, Group, Metric, Row, Summary
+from lookalike.evaluation.systems.system import Spent
 from lookalike.evaluation.table import (
     FILES,
     as_csv,
@@ -99,9 +100,44 @@ def test_a_quick_look_and_groups_and_other_code_are_said() -> None:
     other = replace(ORIGIN, code="then")
     results = [made("lr", 0, LR[0]), made("mlp", 0, LR[0], origin=other)]
     said = "\n".join(notes(summary(results, identity=replace(IDENTITY, limit=8, grouped="author"))))
-    assert "At most 8 test campaigns" in said
+    assert "At most 8 test campaigns a run: a quick look" in said
     assert "Campaigns of one author" in said
     assert re.search(r"another version of the code, in part at least: MLP\.", said)
+
+
+def test_a_limit_above_what_there_is_is_no_quick_look() -> None:
+    said = "\n".join(notes(summary([made("lr", 0, LR[0])], identity=replace(IDENTITY, limit=9))))
+    assert "The limit of 9 test campaigns a run left none out." in said
+    assert "quick look" not in said
+
+
+def test_who_saw_more_samples_is_named() -> None:
+    plain, more = made("lr", 0, LR[0]), made("lookalike", 0, OURS[0])
+    more = replace(more, grades=replace(more.grades, offline=Spent(9.0, 350_258)))
+    none = made("mlp", 0, MLP[0])
+    none = replace(none, grades=replace(none.grades, offline=Spent(0.0, 0)))
+    said = "\n".join(notes(summary([plain, none, more])))
+    assert "Pre-training: 1,000 samples for every system that has one but Lookalike (350,258). Rates" in said
+    assert "for every system that has one. Rates" in "\n".join(notes(summary([plain, none])))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("width", [30, 60, 80, 120, 180])
+def test_no_number_is_cut_where_the_console_is_narrow(whole: Summary, width: int, terminal: bool) -> None:
+    """Every number is whole on a line; where a table is too wide, a terminal does without deviations, and says so."""
+    text = io.StringIO()
+    print_to(Console(file=text, width=width, force_terminal=terminal, color_system=None), whole)
+    shown = text.getvalue()
+    assert "…" not in shown
+    for section in sections(whole):
+        for row in section.rows:
+            for cell in row[1:]:
+                words = (re.sub(r" ± [\d.]+", "", cell.text) if terminal else cell.text).split()
+                assert all(re.search(rf"(?m)(?<!\S){re.escape(word)}(?!\S)", shown) for word in words)
+    assert ("Deviations are left out" in " ".join(shown.split())) == (terminal and width < 180)
+    assert ("0.0177" in shown) == (width >= 120 or not terminal)
+    if width >= 120:
+        assert max(map(len, shown.splitlines())) <= width
 
 
 def test_the_best_is_bold_and_the_second_underlined(whole: Summary) -> None:

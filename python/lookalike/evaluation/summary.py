@@ -75,12 +75,14 @@ class Facts:
     """Of the test campaigns of the finished runs.
 
     Attributes:
-        campaigns: of each run, by group. base_rates: share of the candidates who are interested, mean over campaigns:
-            what P@5% is by chance. left_out: campaigns a run that cannot be judged.
+        campaigns: of each run, by group, in the mean. most: of the run that has the most.
+        base_rates: share of the candidates who are interested, mean over campaigns: what P@5% is by chance.
+        left_out: campaigns a run that cannot be judged.
         repeated: share of campaigns of which more than a tenth of the candidates are among their own training samples.
     """
 
     campaigns: Mapping[Group, float]
+    most: int
     base_rates: Mapping[Group, float | None]
     left_out: float
     repeated: float
@@ -237,6 +239,7 @@ def _facts(results: Sequence[RunResult], threshold: int) -> Facts:
     rates = {group: [c.positives / c.users for c in campaigns] for group, campaigns in grouped.items()}
     return Facts(
         campaigns={group: len(campaigns) / len(by_run) for group, campaigns in grouped.items()},
+        most=max(len(result.grades.campaigns) for result in by_run),
         base_rates={group: float(np.mean(values)) if values else None for group, values in rates.items()},
         left_out=float(np.mean([result.left_out for result in by_run])),
         repeated=float(np.mean([c.repeated > 0.1 * c.users for c in everyone])),

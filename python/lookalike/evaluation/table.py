@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +31,8 @@ METRIC_TITLES: Mapping[Metric, str] = {"auc": "AUC", "precision": "P@5%", "recal
 FILES = ("table.txt", "table.md", "table.csv", "comparisons.csv", "table.json")
 # Where no terminal says otherwise: no cell is wrapped.
 TEXT_WIDTH = 180
+# Of the column of systems: a name of several words can still be told.
+_NARROWEST_NAME = 12
 _NONE = "-"
 
 
@@ -64,17 +68,61 @@ def write_all(summary: Summary, folder: Path) -> None:
 
 
 def print_to(console: Console, summary: Summary) -> None:
-    """Tables with the best in bold and the second underlined, then the notes."""
+    """Tables with the best in bold and the second underlined, then the notes.
+
+    A terminal that is too narrow for a table is not shown the deviations. What is still too wide is wrapped between
+    words, names of systems within them; a number is never cut, so that a table may be wider than the console.
+    """
     styles = {"": "", "best": "bold", "second": "underline"}
-    for section in sections(summary):
+    narrow = False
+    for whole in sections(summary):
+        section = whole
+        if console.is_terminal and sum(map(max, _lengths(whole))) + _frame(whole) > console.width:
+            rows = [[replace(cell, text=_without_deviation(cell.text)) for cell in row] for row in whole.rows]
+            section = replace(whole, rows=rows)
+        narrow |= section != whole
         table = Table(title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-        for number, head in enumerate(section.heads):
-            table.add_column(head, justify="right" if number else "left")
+        widths = _widths(section, console.width)
+        table.width = sum(widths) + _frame(section)  # of the console's, rich would cut columns to fit
+        for number, (head, width) in enumerate(zip(section.heads, widths, strict=True)):
+            table.add_column(head, justify="right" if number else "left", width=width, overflow="fold")
         for row in section.rows:
             table.add_row(*(Text(cell.text, styles[cell.mark]) for cell in row))
-        console.print(table)
+        console.print(table, soft_wrap=True)
+    if narrow:
+        console.print(Text(f"Deviations are left out where the terminal is too narrow; {FILES[0]} has them."))
     for note in notes(summary):
         console.print(Text(note))
+
+
+def _widths(section: Section, console_width: int) -> list[int]:
+    """Of its columns: none narrower than its longest word, but for the first; what room is left goes to the first."""
+    lengths = _lengths(section)
+    widths = [min(pair) for pair in lengths]
+    room = console_width - _frame(section)
+    lacking = sum(widths) - room
+    if lacking > 0:
+        widths[0] = max(min(_NARROWEST_NAME, widths[0]), widths[0] - lacking)
+    for number, pair in enumerate(lengths):
+        widths[number] += max(0, min(max(pair) - widths[number], room - sum(widths)))
+    return widths
+
+
+def _lengths(section: Section) -> list[tuple[int, int]]:
+    """Of each column, the longest word and the longest text."""
+    columns = [[head, *(row[number].text for row in section.rows)] for number, head in enumerate(section.heads)]
+    return [
+        (max(cell_len(word) for text in texts for word in text.split()), max(map(cell_len, texts))) for texts in columns
+    ]
+
+
+def _frame(section: Section) -> int:
+    """Blanks in a line: one on either side of what is in a column, and one between columns and around them."""
+    return 3 * len(section.heads) + 1
+
+
+def _without_deviation(text: str) -> str:
+    return re.sub(r" ± [\d.]+", "", text)
 
 
 def as_markdown(summary: Summary) -> str:
@@ -203,11 +251,13 @@ def notes(summary: Summary) -> Iterator[str]:
     rates = [_NONE if facts.base_rates[group] is None else f"{facts.base_rates[group]:.1%}" for group in GROUPS]
     yield f"Base rate, which P@5% is by chance: {rates[0]} (≤ T: {rates[1]}, > T: {rates[2]})."
     yield (
-        f"Pre-training: {identity.samples:,} samples for every system that has one. Rates are tuned once, on held-out "
-        "training campaigns of run 0 that are test campaigns in no run."
+        f"Pre-training: {identity.samples:,} samples for every system that has one{_other_budgets(summary)}. Rates are "
+        "tuned once, on held-out training campaigns of run 0 that are test campaigns in no run."
     )
-    if identity.limit is not None:
-        yield f"At most {identity.limit:,} test campaigns a run: a quick look."
+    if identity.limit is not None and facts.most < identity.limit:
+        yield f"The limit of {identity.limit:,} test campaigns a run left none out."
+    elif identity.limit is not None:
+        yield f"At most {identity.limit:,} test campaigns a run: a quick look, where there are more."
     if identity.grouped is not None:
         yield f"Campaigns of one {identity.grouped} are all for training or all for testing."
     if facts.left_out:
@@ -231,6 +281,16 @@ def notes(summary: Summary) -> Iterator[str]:
     for machine in summary.machines:
         yield "Machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "."
     yield f"Command: {summary.command}"
+
+
+def _other_budgets(summary: Summary) -> str:
+    """Those that saw another number: a budget of their own, or whole batches."""
+    others = [
+        f"{row.title} ({row.offline_samples:,.0f})"
+        for row in summary.rows
+        if row.offline_samples and round(row.offline_samples) != summary.identity.samples
+    ]
+    return f" but {', '.join(others)}" if others else ""
 
 
 def _notes_on_differences(summary: Summary) -> Iterator[str]:
