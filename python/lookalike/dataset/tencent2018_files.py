@@ -254,11 +254,16 @@ def read_samples(
         parts.append(np.stack([ads, users, labels, block.first_line + np.arange(block.num_lines)])[:, good])
     ads, users, labels, lines = np.concatenate(parts, axis=1)
     labels = (labels == 1).astype(np.int8)
-    known = Samples(*np.zeros((3, 0), np.int64)) if earlier is None else earlier
-    of_all = np.concatenate([known.labels, labels])
-    again, before = _repeats(np.concatenate([known.ad_ids, ads]), np.concatenate([known.user_ids, users]))
-    contrary = of_all[again] != of_all[before]
-    again -= len(known.labels)
+    every = Samples(ads, users, labels)
+    if earlier is not None:
+        every = Samples(
+            np.concatenate([earlier.ad_ids, ads]),
+            np.concatenate([earlier.user_ids, users]),
+            np.concatenate([earlier.labels, labels]),
+        )
+    again, before = _repeats(every.ad_ids, every.user_ids)
+    contrary = every.labels[again] != every.labels[before]
+    again -= len(every.labels) - len(labels)
     for kind, rows in (
         ("a pair that an earlier line has", again[~contrary]),
         ("a pair to which an earlier line gives the other label", again[contrary]),
