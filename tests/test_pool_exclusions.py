@@ -130,5 +130,35 @@ def test_ids_of_another_type_and_nulls_and_no_column(pool: Pool, tmp_path: Path)
         exclusions(pool, tmp_path / "other.parquet")
     if pa.types.is_int64(pool.id_type):
         (tmp_path / "words.txt").write_text("17\nseventeen\n")
-        with pytest.raises(InvalidInput, match=r"words.txt holds others.*seventeen"):
+        with pytest.raises(InvalidInput, match=r"line 2 of .*words.txt is 'seventeen', but .* integers: mend it"):
             exclusions(pool, tmp_path / "words.txt")
+
+
+@pytest.mark.parametrize("head", ["\ufeff", "user_id\n", '\ufeff"user_id"\r\n'])
+@pytest.mark.parametrize("piece", [1, 100])
+def test_a_mark_or_a_head_before_the_ids_is_none_of_them(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, piece: int
+) -> None:
+    monkeypatch.setattr(module, "_PIECE", piece)
+    path = tmp_path / "some.csv"
+    text = head + "".join(f"{one}\n\n" for one in pool.user_ids(np.array([3, 5])).to_pylist())
+    path.write_text(text, encoding="utf-8")
+    found = exclusions(pool, path)
+    assert rows(found) == [3, 5]
+    assert found.given == 2
+    if pa.types.is_int64(pool.id_type):
+        for wrong in ("user_id", "1_0", str(2**63)):
+            path.write_text(text + wrong, encoding="utf-8")
+            with pytest.raises(InvalidInput, match=f"line {5 + head.count(chr(10))} of .* is '{wrong}'"):
+                exclusions(pool, path)
+
+
+def test_text_that_is_no_integer_is_to_be_mended_and_text_of_integers_cast(pool: Pool) -> None:
+    if pa.types.is_int64(pool.id_type):
+        with pytest.raises(InvalidInput, match="but 'seeds' has 'seventeen': mend it"):
+            pool.find(["17", "seventeen"])
+        with pytest.raises(InvalidInput, match="but 'seeds' has string: cast them"):
+            pool.find(["17", "18"])
+    else:
+        with pytest.raises(InvalidInput, match="but 'seeds' has int64: cast them"):
+            pool.find([17, 18])

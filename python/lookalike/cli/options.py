@@ -35,7 +35,8 @@ SeedsFile = Annotated[
     typer.Option(
         "--seeds",
         metavar="FILE",
-        help="Parquet with a column user_id, a Roaring bitmap (.roaring), or text with one id a line; - is stdin.",
+        help="Parquet with a column user_id, a Roaring bitmap (.roaring), or text with one id a line, which may begin "
+        "with a line user_id; - is stdin.",
     ),
 ]
 Features = Annotated[

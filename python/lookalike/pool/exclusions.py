@@ -5,6 +5,7 @@ Knows pools and Parquet; knows nothing of seeds or audiences.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.dataset.parquet import ParquetSource
-from lookalike.errors import InvalidInput, NotFound
+from lookalike.errors import InvalidInput, NotFound, quoted
 from lookalike.pool.bitmap import Bitmap, count, empty_bitmap, mark, rows_of
 from lookalike.pool.roaring import roaring_ids
 from lookalike.pool.snapshot import Pool
@@ -43,7 +44,8 @@ def exclusions(pool: Pool, source: Exclude) -> Exclusions:
     """The rows of `source`: user ids of the pool's type, or files of them.
 
     A file that ends in `.parquet` has a column `user_id`; one that ends in `.roaring` is a Roaring bitmap of integer
-    ids in its portable serialisation, of 32 or 64 bits; any other is text with one id a line.
+    ids in its portable serialisation, of 32 or 64 bits; any other is text with one id a line, below a line `user_id` or
+    not.
 
     Raises:
         NotFound: no such file. DataCorrupted, SchemaError: not Parquet, or without the column; no Roaring bitmap.
@@ -97,23 +99,34 @@ def _roaring(path: Path, pool: Pool) -> Iterator[pa.Array]:
 
 def _text(path: Path, pool: Pool) -> Iterator[pa.Array]:
     try:
-        with path.open(encoding="utf-8") as file:
-            while lines := list(islice(file, _PIECE)):
-                stripped = pa.array([text for line in lines if (text := line.strip())], pa.large_string())
-                yield stripped if pa.types.is_large_string(pool.id_type) else _integers(stripped, path)
+        with path.open(encoding="utf-8-sig") as file:  # spreadsheets put a mark before UTF-8
+            before = 0
+            while lines := [line.strip() for line in islice(file, _PIECE)]:
+                if before == 0 and lines[0].strip('"') == "user_id":
+                    lines[0] = ""
+                ids = pa.array(filter(None, lines), pa.large_string())
+                yield ids if pa.types.is_large_string(pool.id_type) else _integers(ids, lines, before, path)
+                before += len(lines)
     except FileNotFoundError as error:
         raise NotFound(f"no file {path}", field="exclude") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"cannot read {path} as text: {error}", field="exclude") from error
 
 
-def _integers(lines: pa.Array, path: Path) -> pa.Array:
+def _integers(ids: pa.Array, lines: Sequence[str], before: int, path: Path) -> pa.Array:
+    """`ids` are those of `lines`, which come after so many others."""
     try:
-        return pc.cast(lines, pa.int64())
+        return pc.cast(ids, pa.int64())
     except pa.ArrowInvalid as error:
+        number, wrong = next((n, line) for n, line in enumerate(lines, before + 1) if line and not _is_int64(line))
         raise InvalidInput(
-            f"user ids of this pool are integers, but {path} holds others: {error}", field="exclude"
+            f"line {number:,} of {path} is {quoted(wrong)}, but user ids of this pool are integers: mend it",
+            field="exclude",
         ) from error
+
+
+def _is_int64(text: str) -> bool:
+    return re.fullmatch("-?[0-9]{1,19}", text) is not None and -(1 << 63) <= int(text) < 1 << 63
 
 
 _BY_SUFFIX = {".parquet": _parquet, ".roaring": _roaring}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.errors import DataCorrupted, InvalidInput
+from lookalike.errors import DataCorrupted, InvalidInput, quoted
 from lookalike.files import file_digest
 from lookalike.pool.manifest import Manifest
 from lookalike.pool.publish import follow
@@ -235,7 +235,7 @@ class Pool:
             if pa.types.is_dictionary(ids.type):
                 ids = ids.dictionary_decode()
             if not (len(ids) == 0 or _same_kind(ids.type, self.id_type)):
-                raise InvalidInput(f"{wrong}, but '{field}' has {ids.type}: cast them", field=field)
+                raise InvalidInput(f"{wrong}, but '{field}' has {_advice(ids)}", field=field)
             ids = pc.cast(ids, self.id_type)
         except (pa.ArrowException, OverflowError, TypeError) as error:
             raise InvalidInput(f"{wrong}: {error}", field=field) from error
@@ -271,6 +271,15 @@ def _same_kind(given: pa.DataType, expected: pa.DataType) -> bool:
     if pa.types.is_int64(expected):
         return bool(pa.types.is_integer(given))
     return bool(pa.types.is_string(given) or pa.types.is_large_string(given))
+
+
+def _advice(ids: pa.Array) -> str:
+    """What is wrong with ids of another type than the pool's: text that is no integer cannot be cast to one."""
+    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+        odd = ids.filter(pc.invert(pc.match_substring_regex(ids, "^-?[0-9]+$")))
+        if len(odd):
+            return f"{quoted(odd[0].as_py())}: mend it"
+    return f"{ids.type}: cast them"
 
 
 def count_below(ascending: pa.Array, values: pa.Array) -> Rows:
