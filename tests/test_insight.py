@@ -361,10 +361,18 @@ def test_the_command_s_mistakes(arguments: list[str], capsys: pytest.CaptureFixt
     assert "sizes" in capsys.readouterr().err
     assert run([*arguments, "--seeds", str(tmp_path / "none.txt")]) == 3
     (tmp_path / "file").touch()
-    for place, words in ((tmp_path, "is a folder"), (tmp_path / "file" / "page.html", "cannot be written")):
+    os.mkfifo(tmp_path / "pipe")
+    for place, words in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe", "or a device"),
+        (tmp_path / "file" / "page.html", "cannot be written"),
+        (Path("/proc/none/page.html"), "cannot be written"),  # also by root
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
         assert run([*arguments, "--html", str(place)]) == 2
         said = capsys.readouterr()
         assert words in said.err
+        assert "field: html" in said.err
         assert said.out == ""  # nothing was done
 
 

@@ -5,7 +5,7 @@ Knows the expander and retrieval.
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -117,11 +117,15 @@ def _require_place(html: Path) -> None:
     Raises:
         InvalidInput: no file can be written there.
     """
-    if html.is_dir():
-        raise InvalidInput(f"{html} is a folder: give the name of a file", field="html")
-    there = next(folder for folder in html.absolute().parents if folder.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise InvalidInput(f"{html} cannot be written, for nothing can be put into {there}: give another", field="html")
+    try:
+        if html.exists() and not html.is_file():
+            raise InvalidInput(f"{html} is a folder or a device: give the name of a file", field="html")
+        there = next(folder for folder in html.absolute().parents if folder.exists())
+        # Tried, not asked: of root the system says that it may write where nobody can.
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InvalidInput(f"{html} cannot be written ({error.strerror}): give another", field="html") from error
 
 
 def _show(found: Insight) -> None:
