@@ -191,6 +191,15 @@ def test_the_configuration_shown_is_one_that_can_be_read(tmp_path: Path, capsys:
 def test_names_and_values_of_data_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     display.table([("a\x1b[2J", "x\ny"), ("b", 1000)])
     assert capsys.readouterr().out == "a\\x1b[2J  x\\ny\nb         1,000\n"
+    data = {"größe\x9b[2J": ["\u202ea\x7f\n\x1b", "日本"]}
+    display.print_json(data)
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == data
+    assert errors.STEERING.sub("", shown) == shown.replace("\n", "")
+    assert "größe" in shown
+    assert "日本" in shown
+    said = exits.describe(InvalidInput("'a\x1b[2J' is none:\ngive b", field="x\x07"))
+    assert said == "error: 'a\\x1b[2J' is none:\ngive b\n       (field: x\\x07, reason: INVALID_INPUT)"
 
 
 # -------------------------------------------------------------------------------------------------------------- seeds
@@ -399,6 +408,21 @@ def test_an_operation_is_ordered_listed_and_waited_for(
     assert run(["client", "list", "--json", "--filter", f'campaign = "{campaign}"', *where]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [(found["operation"], found["state"]) for found in listed] == [(operation, "STATE_SUCCEEDED")]
+
+
+def test_names_of_campaigns_in_lists_do_not_steer_the_terminal(
+    server: ServerProcess, sample_dataset: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    dataset = Dataset.open(sample_dataset)
+    users, labels = dataset.samples(dataset.campaign_ids("test")[0], "seed")
+    pq.write_table(pa.table({"user_id": users.filter(labels == 1)}), tmp_path / "seeds.parquet")
+    where = ["--server", server.address]
+    order = ["client", "expand", "--campaign", "a\x1b[2J\nb", "--seeds", str(tmp_path / "seeds.parquet"), "-k", "7"]
+    assert run([*order, "--wait", *where]) == 0
+    capsys.readouterr()
+    for listing in ("list", "audiences"):
+        assert run(["client", listing, *where]) == 0
+        assert any(line.endswith(r" a\x1b[2J\nb") for line in capsys.readouterr().out.split("\n"))
 
 
 def test_what_the_service_refuses_has_the_same_exit_codes(

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import re
 
-# Controls, line ends of any kind, bidirectional marks and overrides, halves of pairs.
-_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What steers a terminal or a page: controls, line ends of any kind, bidirectional marks and overrides, halves of pairs.
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class LookalikeError(Exception):
@@ -161,7 +161,7 @@ def quoted(text: str, most: int = 60) -> str:
 
 def visible(text: str) -> str:
     """Text from data as a terminal or a page may show it: what would steer either, or turn text around, is escaped."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def error_class(reason: str) -> type[LookalikeError]:

@@ -23,6 +23,7 @@ from lookalike.cli.remote import (
     plain,
     show_audience,
 )
+from lookalike.errors import visible
 
 __all__ = ["client_app"]
 
@@ -48,7 +49,7 @@ def audiences(
         return
     for audience in found:
         created = audience.create_time.ToJsonString()[:16]
-        typer.echo(f"{audience.name}  {created}  {audience.size:>12,}  {audience.campaign}")
+        typer.echo(f"{audience.name}  {created}  {audience.size:>12,}  {visible(audience.campaign)}")
 
 
 @client_app.command()

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from lookalike.errors import visible
+from lookalike.errors import STEERING, visible
 
 Report = Callable[[str, int, int, str], None]
 """Called with (what, done, total, note), as often as one likes; a total of 0 is unknown."""
@@ -125,5 +125,6 @@ def table(rows: Iterable[tuple[str, object]]) -> None:
 
 
 def print_json(data: Mapping[str, Any] | list[Any]) -> None:
-    """Print plain data on stdout as indented JSON."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    """Print plain data on stdout as indented JSON. Escapes what steers a terminal, of which JSON itself leaves much."""
+    lines = json.dumps(data, indent=2, ensure_ascii=False).split("\n")
+    typer.echo("\n".join(STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in lines))

@@ -40,7 +40,14 @@ def exit_code(error: Exception) -> int:
 
 
 def describe(error: Exception) -> str:
-    """One or two lines for a person: what is wrong, and for our own errors the field and the stable reason."""
+    """One or two lines for a person: what is wrong, and for our own errors the field and the stable reason.
+
+    Names and values of data are in them: what would steer a terminal is escaped, but for line ends.
+    """
+    return "\n".join(map(errors.visible, _described(error).split("\n")))
+
+
+def _described(error: Exception) -> str:
     if isinstance(error, errors.LookalikeError):
         where = f"field: {error.field}, " if error.field else ""
         return f"error: {error.message}\n       ({where}reason: {error.reason})"

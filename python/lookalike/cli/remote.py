@@ -23,7 +23,7 @@ from lookalike.cli.options import (
     Size,
     length_of_time,
 )
-from lookalike.errors import InvalidInput
+from lookalike.errors import InvalidInput, visible
 
 if TYPE_CHECKING:
     from lookalike.client import Client, Expansion
@@ -184,7 +184,7 @@ def list_operations(
         display.print_json([{"operation": name, **plain(metadata)} for name, metadata in found])
         return
     for name, metadata in found:
-        typer.echo(f"{name}  {_state(metadata):<10} {metadata.campaign}")
+        typer.echo(f"{name}  {_state(metadata):<10} {visible(metadata.campaign)}")
 
 
 def ordered(expansion: Expansion, wait_for_it: bool, as_json: bool) -> None:
