@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ from processes import wait_until
 from serving import SECONDS, Front, ScriptedRuntime, config_for, front
 
 from lookalike.client import Client
+from lookalike.errors import LookalikeError
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import FeatureSchema, Field, FieldKind
 from lookalike.service import server  # noqa: F401 - brings all services' descriptors
@@ -167,7 +168,9 @@ class Bench:
         """Nothing is half done: what was accepted is listed and comes to its end, and no file is left over."""
         assert self.listed() == self.accepted
         for expansion in self.client.operations("done = false"):
-            expansion.wait(SECONDS)
+            with suppress(LookalikeError):
+                expansion.result(SECONDS)
+        assert list(self.client.operations("done = false")) == []
         folder = self.running.data_dir
         wait_until(lambda: not any((folder / "jobs").iterdir()))
         left = [path for path in folder.rglob("*") if re.search(r"\.(tmp|partial)|^tmp", path.name)]
