@@ -227,6 +227,7 @@ def test_a_file_that_is_something_else_is_not_read_to_its_end(raw: Path, tmp_pat
         ("uid 1|age 2\n".encode("utf-16"), "convert it to UTF-8"),
         (b"", "holds no users"),
     ],
+    ids=["gzip", "utf-16", "empty"],
 )
 def test_a_file_of_users_that_is_none_is_told_by_its_name(
     raw: Path, tmp_path: Path, content: bytes, words: str
