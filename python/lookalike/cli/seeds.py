@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.dataset.layout import Dataset
-from lookalike.errors import DataCorrupted, InvalidInput, NotFound, quoted
+from lookalike.errors import DataCorrupted, InvalidInput, NotFound
+from lookalike.pool.id_text import id_lines, no_integer
 from lookalike.pool.roaring import roaring_ids
 from lookalike.schema import FeatureValue, as_ids, require_column
 
@@ -85,10 +86,7 @@ def read(path: Path, *, field: str = "seeds", id_type: pa.DataType | None = None
     lines = _lines(path, field)
     wrong = next((number for number, line in lines.items() if not _is_integer(line)), None)
     if id_type is not None and pa.types.is_integer(id_type) and wrong is not None:
-        raise InvalidInput(
-            f"line {wrong:,} of {path} is {quoted(lines[wrong])}, but user ids of this pool are integers: mend it",
-            field=field,
-        )
+        raise no_integer(wrong, lines[wrong], path, field=field)
     if wrong is None and (id_type is None or pa.types.is_integer(id_type)):
         return pa.array([int(line) for line in lines.values()], pa.int64())
     return pa.array(lines.values(), pa.large_string())
@@ -102,11 +100,7 @@ def _lines(path: Path, field: str) -> dict[int, str]:
         raise NotFound(f"no file {path}", field=field) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"cannot read {path} as text: {error}", field=field) from error
-    text = text.removeprefix("\ufeff")  # which spreadsheets put before UTF-8
-    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1)}
-    if lines.get(1, "").strip('"') == "user_id":
-        del lines[1]
-    return {number: line for number, line in lines.items() if line}
+    return {number: line for number, line in enumerate(id_lines(text.splitlines()), 1) if line}
 
 
 def _is_integer(text: str) -> bool:

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.dataset.parquet import ParquetSource
-from lookalike.errors import InvalidInput, NotFound, quoted
+from lookalike.errors import InvalidInput, NotFound
 from lookalike.pool.bitmap import Bitmap, count, empty_bitmap, mark, rows_of
+from lookalike.pool.id_text import id_lines, no_integer
 from lookalike.pool.roaring import roaring_ids
 from lookalike.pool.snapshot import Pool
 from lookalike.schema import as_ids, require_column
@@ -99,11 +100,9 @@ def _roaring(path: Path, pool: Pool) -> Iterator[pa.Array]:
 
 def _text(path: Path, pool: Pool) -> Iterator[pa.Array]:
     try:
-        with path.open(encoding="utf-8-sig") as file:  # spreadsheets put a mark before UTF-8
-            before = 0
-            while lines := [line.strip() for line in islice(file, _PIECE)]:
-                if before == 0 and lines[0].strip('"') == "user_id":
-                    lines[0] = ""
+        with path.open(encoding="utf-8") as file:
+            texts, before = id_lines(file), 0
+            while lines := list(islice(texts, _PIECE)):
                 ids = pa.array(filter(None, lines), pa.large_string())
                 yield ids if pa.types.is_large_string(pool.id_type) else _integers(ids, lines, before, path)
                 before += len(lines)
@@ -119,10 +118,7 @@ def _integers(ids: pa.Array, lines: Sequence[str], before: int, path: Path) -> p
         return pc.cast(ids, pa.int64())
     except pa.ArrowInvalid as error:
         number, wrong = next((n, line) for n, line in enumerate(lines, before + 1) if line and not _is_int64(line))
-        raise InvalidInput(
-            f"line {number:,} of {path} is {quoted(wrong)}, but user ids of this pool are integers: mend it",
-            field="exclude",
-        ) from error
+        raise no_integer(number, wrong, path, field="exclude") from error
 
 
 def _is_int64(text: str) -> bool:
