@@ -5,6 +5,7 @@ Every default is a value that works; a constant that was chosen carries its reas
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -245,6 +246,11 @@ class Config:
     realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     quotas: QuotasConfig = field(default_factory=QuotasConfig)
+
+
+def available_threads() -> int:
+    """Cores this process may run on. A container's quota of time does not show here: set `scoring.threads` there."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = (), *, base: Config | None = None) -> Config:

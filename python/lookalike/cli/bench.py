@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lookalike.cli import display
+from lookalike.config import available_threads
 from lookalike.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ def bench(
       lookalike bench kuairand --grouped author_id
       lookalike bench ml1m --table-only
     """
-    from lookalike.evaluation.bench import usable_cores
     from lookalike.evaluation.systems.registry import chosen
 
     rows = chosen(None if systems is None else [key.strip() for key in systems.split(",") if key.strip()])
@@ -91,7 +91,7 @@ def bench(
         _show_stored(dataset, folder, list(rows), options, command)
         return
     options |= {
-        "jobs": min(usable_cores(), MOST_JOBS) if jobs is None else jobs,
+        "jobs": min(available_threads(), MOST_JOBS) if jobs is None else jobs,
         "threads": 1 if threads is None else threads,
     }
     _print(_measured(dataset, folder, rows, options | {"fresh": fresh, "command": command}))

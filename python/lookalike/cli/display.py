@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -72,23 +73,31 @@ def _bars() -> Iterator[Report]:
         yield report
 
 
+@dataclass
+class _Told:
+    """Of one `what`: how far it was, when it is told of next, and whether it was told that it is finished."""
+
+    done: int
+    next: float
+    finished: bool = False
+
+
 class _LogLines:
     """A line when something is done, and now and then while it takes long; each `what` by itself."""
 
     def __init__(self) -> None:
-        self._last: dict[str, int] = {}
-        self._next: dict[str, float] = {}
-        self._told: dict[str, bool] = {}
+        self._told: dict[str, _Told] = {}
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        if done < self._last.get(what, done + 1):  # the first, or the next piece of work of this name
-            self._next[what], self._told[what] = now + FIRST_LOG_SECONDS, False
-        self._last[what] = done
+        told = self._told.get(what)
+        if told is None or done < told.done:  # the next piece of work of this name
+            told = self._told[what] = _Told(done, now + FIRST_LOG_SECONDS)
+        told.done = done
         finished = 0 < total <= done
-        if now < self._next[what] and (self._told[what] or not finished):
+        if now < told.next and (told.finished or not finished):
             return
-        self._next[what], self._told[what] = now + LOG_INTERVAL_SECONDS, finished
+        told.next, told.finished = now + LOG_INTERVAL_SECONDS, finished
         share = f"{done:,} of {total:,}" if total else f"{done:,}"
         say(f"{what}: {share}" + (f", {note}" if note else ""))
 

@@ -6,7 +6,6 @@ Knows all of the evaluation; the systems only by their contract.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import sys
 import time
@@ -18,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import lookalike
+from lookalike.config import available_threads
 from lookalike.dataset.layout import CAMPAIGNS, SAMPLES, USERS, Dataset
 from lookalike.errors import FailedPrecondition, InvalidInput, NotFound
 from lookalike.evaluation.examination import examine, tune
@@ -81,9 +80,16 @@ def run_bench(
     """
     check_numbers(runs=runs, jobs=jobs, threads=threads)
     watch = watch or Watch()
-    options: dict[str, Any] = {"samples": samples, "limit": limit, "grouped": grouped}
     with ExitStack() as hold:
-        bench = Bench.open(dataset_path, output, **options, fresh=fresh, watch=watch, hold=hold)
+        bench = Bench.open(
+            *(dataset_path, output),
+            samples=samples,
+            limit=limit,
+            grouped=grouped,
+            fresh=fresh,
+            watch=watch,
+            hold=hold,
+        )
         if fresh:
             bench.folder.discard(systems)
         everything = [Piece(key, run) for run in range(runs) for key in systems]
@@ -96,8 +102,7 @@ def run_bench(
         if jobs == 1 or len(left) < 2:
             finished = bench.in_turn(left, systems, threads)
         else:
-            options["samples"] = bench.folder.identity.samples
-            open_one = partial(_open_again, dataset_path, output, options)
+            open_one = partial(_in_worker, dataset_path, output)
             finished = bench.side_by_side(left, systems, Workers(min(jobs, len(left)), threads, open_one, watch))
         missing = Counter(piece.run for piece in left)
         for number, piece in enumerate(finished, len(everything) - len(left) + 1):
@@ -208,14 +213,14 @@ class Bench:
 
         Args:
             hold: the folder is held until this is closed. Without it, only while it is begun: who then measures must
-                hold it, or be a worker of who does.
+                hold it.
         """
         dataset = _opened(dataset_path, samples=samples, limit=limit, grouped=grouped)
         digest = _dataset_digest(dataset)
         with ExitStack() as own:
             if hold is not None or not ResultFolder.begun(output):
                 (hold or own).enter_context(held(output))
-            pool = _pool(dataset, output / f"pool-{digest}", watch)
+            pool = _pool(dataset, _pool_path(output, digest), watch)
             protocol = Protocol(dataset, pool, grouped=grouped, limit=limit)
             features = dataset.campaigns().drop_columns(["campaign_id", "split"]).to_pydict()
             identity = Identity(
@@ -301,9 +306,12 @@ class Bench:
         return Origin(self.folder.identity.digest, _code_digest(), _machine())
 
 
-def _open_again(dataset_path: Path, output: Path, options: Mapping[str, Any], watch: Watch) -> Bench:
-    """In another process, after this one has."""
-    return Bench.open(dataset_path, output, watch=watch, **options)
+def _in_worker(dataset_path: Path, output: Path, watch: Watch) -> Bench:
+    """What this process has opened and holds, in another: nothing is made or looked through again."""
+    dataset, folder = Dataset.open(dataset_path), ResultFolder.open(output)
+    identity = folder.identity
+    pool = Pool.open(_pool_path(output, identity.dataset))
+    return Bench(dataset, folder, Protocol(dataset, pool, grouped=identity.grouped, limit=identity.limit), watch)
 
 
 def _opened(path: Path, *, samples: int | None, limit: int | None, grouped: str | None) -> Dataset:
@@ -312,6 +320,10 @@ def _opened(path: Path, *, samples: int | None, limit: int | None, grouped: str 
     dataset = Dataset.open(path)
     groups(dataset, grouped=grouped, limit=limit)
     return dataset
+
+
+def _pool_path(output: Path, digest: str) -> Path:
+    return output / f"pool-{digest}"
 
 
 def _pool(dataset: Dataset, path: Path, watch: Watch) -> Pool:
@@ -337,13 +349,8 @@ def _code_digest() -> str:
     return seen.hexdigest()[:16]
 
 
-def usable_cores() -> int:
-    """Those this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _machine() -> dict[str, str | int]:
-    found: dict[str, str | int] = {"CPU": _cpu(), "cores": usable_cores()}
+    found: dict[str, str | int] = {"CPU": _cpu(), "cores": available_threads()}
     if "torch" in sys.modules:
         found["torch threads"] = sys.modules["torch"].get_num_threads()
     found |= {"python": platform.python_version(), "lookalike": lookalike.__version__}

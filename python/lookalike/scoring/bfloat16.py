@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from lookalike import _core
-from lookalike.config import ScoringConfig
+from lookalike.config import ScoringConfig, available_threads
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.compiled import (
     LARGE_BATCH,
-    available_threads,
     choose_device,
     compute_threads,
     load_compiled,

@@ -6,7 +6,6 @@ Knows `model` and `schema`; knows nothing of pools, campaigns or selection.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import _core
-from lookalike.config import ScoringConfig
+from lookalike.config import ScoringConfig, available_threads
 from lookalike.errors import DataCorrupted, InvalidInput, NotFound
 from lookalike.model.metaheac import MetaHeac
 from lookalike.schema import EncodedColumns, FeatureSchema
@@ -272,11 +271,6 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InvalidInput(f"nothing is scored on '{name}'; use auto, cpu or cuda", field="scoring.device")
     return torch.device("cpu") if device.type == "cpu" else device
-
-
-def available_threads() -> int:
-    """Cores this process may run on. A container's quota of time does not show here: set `scoring.threads` there."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

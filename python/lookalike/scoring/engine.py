@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike import _core
-from lookalike.config import ScoringConfig, parse
+from lookalike.config import ScoringConfig, available_threads, parse
 from lookalike.errors import InternalError, InvalidInput
 from lookalike.schema import EncodedColumns
 from lookalike.scoring.bfloat16 import Bfloat16Engine
-from lookalike.scoring.compiled import CPU_BATCH, LARGE_BATCH, TorchScriptEngine, available_threads, choose_device
+from lookalike.scoring.compiled import CPU_BATCH, LARGE_BATCH, TorchScriptEngine, choose_device
 from lookalike.scoring.native import NativeEngine
 
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 
 from lookalike import _core
-from lookalike.config import ScoringConfig
+from lookalike.config import ScoringConfig, available_threads
 from lookalike.schema import EncodedColumns, FeatureSchema, FieldKind
-from lookalike.scoring.compiled import LARGE_BATCH, available_threads, load_compiled
+from lookalike.scoring.compiled import LARGE_BATCH, load_compiled
 
 # Tables of the first layer that stay within the last-level cache of most servers; see csrc/include/lookalike/scorer.h.
 FOLD_BYTES = 24 << 20
