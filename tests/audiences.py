@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orders
 import pyarrow.parquet as pq
 import pytest
 from serving import SECONDS, Front, ScriptedRuntime, config_for, front
@@ -43,9 +44,7 @@ def who(monkeypatch: pytest.MonkeyPatch) -> Who:
     return it
 
 
-@pytest.fixture
-def runtime() -> ScriptedRuntime:
-    return ScriptedRuntime()
+runtime = orders.runtime
 
 
 class Service:

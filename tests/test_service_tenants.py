@@ -5,46 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import audiences
 import grpc
 import numpy as np
+import orders
 import pytest
+from audiences import Who
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
+from orders import order
 from serving import SECONDS, Front, ScriptedRuntime, config_for, front
 
 from lookalike import errors
 from lookalike.cli.app import run
-from lookalike.client import Client, Expansion
+from lookalike.client import Client
 from lookalike.config import Config, QuotasConfig, TenantQuota
 from lookalike.pool.snapshot import Pool
-from lookalike.service import caller
-from lookalike.service.caller import Caller, Scope
 from lookalike.v1 import audience_pb2, audience_pb2_grpc
 
 Metadata = audience_pb2.ExpandAudienceMetadata
 Validation = audience_pb2.Validation
 
 
-class Who:
-    """Makes the calls that follow another tenant's."""
-
-    def __init__(self) -> None:
-        self.tenant = "acme"
-
-    def __call__(self) -> Caller:
-        return Caller(self.tenant, frozenset(Scope))
-
-
-@pytest.fixture
-def who(monkeypatch: pytest.MonkeyPatch) -> Who:
-    it = Who()
-    monkeypatch.setattr(caller, "current", it)
-    return it
-
-
-@pytest.fixture
-def runtime() -> ScriptedRuntime:
-    return ScriptedRuntime()
+who, runtime, client, channel = audiences.who, orders.runtime, orders.client, orders.channel
 
 
 @pytest.fixture
@@ -55,22 +38,6 @@ def running(
     quotas = QuotasConfig(tenants={"small": TenantQuota(queued=1, per_day=2)})
     with front(Config(service=service, quotas=quotas), sample_pool, runtime) as it:
         yield it
-
-
-@pytest.fixture
-def client(running: Front) -> Iterator[Client]:
-    with Client(running.address, timeout=SECONDS) as it:
-        yield it
-
-
-@pytest.fixture
-def channel(running: Front) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(running.address) as it:
-        yield it
-
-
-def order(client: Client, **changes: object) -> Expansion:
-    return client.expand(**{"campaign": "spring", "seeds": [1, 2, 3], "k": 5, **changes})
 
 
 def test_anothers_operations_and_audiences_are_not_there(client: Client, channel: grpc.Channel, who: Who) -> None:
