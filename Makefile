@@ -86,7 +86,7 @@ test-cpp: $(STAMPS)/requirements
 	@ctest --test-dir build/cmake --output-on-failure
 
 test-python: $(STAMPS)/package
-	@$(BIN)/python -m pytest $(if $(DATA),--data='$(DATA)') $(ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(if $(DATA),--data='$(DATA)') $(ARGS)
 
 check: $(STAMPS)/package
 	ruff format --check .

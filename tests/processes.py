@@ -1,15 +1,27 @@
-"""Test help: the processes of a group, and waiting for what nobody tells of."""
+"""Test help: programs that do not outlive their test, the processes of a group, waiting for what nobody tells of."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import psutil
 
 SECONDS = 60.0  # more than anything here takes; only a hang gets there
+
+
+@contextlib.contextmanager
+def child(command: Sequence[str], **how: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A program that has ended when the block has; where the block fails, by force. Popen alone would wait for ever."""
+    with subprocess.Popen(command, **how) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def alive(group: int) -> list[psutil.Process]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 import yaml
-from processes import wait_until
+from processes import child, wait_until
 
 from lookalike import errors
 from lookalike.cli import display, exits
@@ -285,7 +285,7 @@ def test_ctrl_c_keeps_what_was_learnt(sample_dataset: Path, sample_pool: Path, t
     output = tmp_path / "general"
     command = lookalike("train", sample_dataset, "--pool", sample_pool, "--output", output, *QUICK)
     endless = [*command, "--set", "training.max_samples=1000000000", "--set", "training.patience=1000000"]
-    with subprocess.Popen(endless, stderr=subprocess.PIPE, text=True) as process:
+    with child(endless, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert "samples" in process.stderr.readline()  # it has begun
         process.send_signal(signal.SIGINT)
@@ -448,7 +448,7 @@ def test_a_service_logs_json_and_shows_its_metrics(checkpoint: Path, sample_pool
 def test_a_service_stopped_while_it_starts_leaves_nothing(checkpoint: Path, sample_pool: Path, tmp_path: Path) -> None:
     command = lookalike("serve", "--checkpoint", checkpoint, "--pool", sample_pool, "--insecure")
     command += ["--set", f"service.data_dir={tmp_path}", "--set", f"torchserve.archive={tmp_path / 'lookalike.mar'}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with child(command, stdout=subprocess.PIPE) as process:
         parent = psutil.Process(process.pid)
         deadline = time.monotonic() + 60
         while not (family := parent.children(recursive=True)) and time.monotonic() < deadline:

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from fake_system import FakeSystem, Scores, by_position
+from processes import child
 
 from lookalike.errors import Cancelled, DataCorrupted, FailedPrecondition, InvalidInput, ResourceExhausted
 from lookalike.evaluation.bench import run_bench
@@ -147,17 +148,14 @@ def test_who_does_not_want_to_wait_for_a_step_need_not(sample_dataset: Path, tmp
 def test_workers_end_with_the_command(sample_dataset: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "lookalike.cli", "bench", str(sample_dataset), "-o", str(tmp_path / "bench")]
     command += ["--systems", "mmoe,metaheac", "--samples", "1000000", "--jobs", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as bench:
-        try:
-            assert bench.stderr is not None
-            line = next(line for line in bench.stderr if line.startswith("worker"))
-            assert "tuning, offline rate" in line
-            workers = psutil.Process(bench.pid).children(recursive=True)
-            assert len(workers) >= 2
-            bench.send_signal(number)
-            said = bench.stderr.read()
-        finally:
-            bench.kill()
+    with child(command, stderr=subprocess.PIPE, text=True) as bench:
+        assert bench.stderr is not None
+        line = next(line for line in bench.stderr if line.startswith("worker"))
+        assert "tuning, offline rate" in line
+        workers = psutil.Process(bench.pid).children(recursive=True)
+        assert len(workers) >= 2
+        bench.send_signal(number)
+        said = bench.stderr.read()
     assert ("goes on" in said) == (number == signal.SIGINT)
     assert psutil.wait_procs(workers, timeout=60)[1] == []
 

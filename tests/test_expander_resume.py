@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from processes import child
 from pydantic import TypeAdapter
 
 import lookalike
@@ -136,7 +137,7 @@ Expander.open(Path({str(sample_checkpoint)!r}), Path({str(expander.pool.path)!r}
     progress=progress, **{OPTIONS!r})
 """
     path = str(Path(lookalike.__file__).parents[1])
-    with subprocess.Popen(
+    with child(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
