@@ -85,8 +85,9 @@ test-cpp: $(STAMPS)/requirements
 	@cmake --build build/cmake
 	@ctest --test-dir build/cmake --output-on-failure
 
+# Containers often set PYTHONDONTWRITEBYTECODE, with which every program that a test starts compiles all it imports.
 test-python: $(STAMPS)/package
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(if $(DATA),--data='$(DATA)') $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(if $(DATA),--data='$(DATA)') $(ARGS)
 
 check: $(STAMPS)/package
 	ruff format --check .
