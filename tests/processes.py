@@ -16,7 +16,7 @@ SECONDS = 60.0  # more than anything here takes; only a hang gets there
 
 @contextlib.contextmanager
 def child(command: Sequence[str], **how: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A program that has ended when the block has; where the block fails, by force. Popen alone would wait for ever."""
+    """A program that has ended when the block has, by force if need be. Popen alone would wait for ever."""
     with subprocess.Popen(command, **how) as process:
         try:
             yield process

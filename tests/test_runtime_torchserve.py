@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
-from processes import alive, wait_until, workers
+from processes import alive, child, wait_until, workers
 from serving import CHECKPOINT, SECONDS, write_audience
 
 import lookalike
@@ -275,16 +275,13 @@ print(process.pid, flush=True)
 time.sleep({SECONDS})
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(lookalike.__file__).parents[1]), "TMPDIR": str(folder)}
-    front = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True)
-    assert front.stdout is not None
-    group = int(front.stdout.readline())
-    wait_until(lambda: len(workers(group)) == 2)
-    work_dir = Path(psutil.Process(group).cwd())
-    if leash_too:
-        os.kill(group, signal.SIGKILL)
-    front.kill()
-    front.wait()
-    front.stdout.close()
+    with child([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True) as front:
+        assert front.stdout is not None
+        group = int(front.stdout.readline())
+        wait_until(lambda: len(workers(group)) == 2)
+        work_dir = Path(psutil.Process(group).cwd())
+        if leash_too:
+            os.kill(group, signal.SIGKILL)
     return group, work_dir
 
 

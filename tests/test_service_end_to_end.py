@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from processes import alive, wait_until, workers
+from processes import alive, child, wait_until, workers
 from serving import SECONDS, Front, config_for, front
 
 import lookalike
@@ -186,10 +185,8 @@ async def main():
 asyncio.run(main())
 """
     path = os.pathsep.join([folder, str(Path(lookalike.__file__).parents[1])])
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    try:
+    command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": path}
+    with child(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         address, group = process.stdout.readline().split()
         with Client(address) as client:
@@ -198,10 +195,6 @@ asyncio.run(main())
             catch_adapting(expansion)
         (worker,) = workers(int(group))
         worker.suspend()  # lest it finish the job in the second the JVM takes to end
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
     wait_until(lambda: alive(int(group)) == [])
     with in_process(tmp_path, sample_checkpoint, sample_pool) as client:
         audience = client.operation(expansion.name).result(SECONDS)

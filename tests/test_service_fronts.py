@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from processes import wait_until
+from processes import child, wait_until
 
 import lookalike
 from lookalike import errors
@@ -83,14 +83,9 @@ def started(stack: contextlib.ExitStack, arguments: list[str]) -> subprocess.Pop
     """A front that ends with the stack."""
     program = Path(__file__).with_name("front_process.py")
     path = os.pathsep.join([str(program.parent), str(Path(lookalike.__file__).parents[1])])
-    process = subprocess.Popen(
-        [sys.executable, str(program), *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    stack.callback(end, process)
-    return process
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, str(program), *arguments]
+    return stack.enter_context(child(command, stdout=subprocess.PIPE, text=True, env=environment))
 
 
 def address_of(process: subprocess.Popen[str]) -> str:
@@ -99,14 +94,6 @@ def address_of(process: subprocess.Popen[str]) -> str:
     address = process.stdout.readline().strip()
     assert address, "a front did not start"
     return address
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGCONT)
-    process.kill()
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
 
 
 def order(client: Client, **changes: object) -> Expansion:

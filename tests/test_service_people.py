@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from operations import TENANT, operation, stores
-from processes import wait_until
+from processes import child, wait_until
 from serving import SECONDS, ScriptedRuntime, config_for, front
 
 import lookalike
@@ -160,17 +160,11 @@ def front_process(control: Path, data_dir: Path, pool: Path) -> Iterator[tuple[s
     program = Path(__file__).with_name("front_process.py")
     path = os.pathsep.join([str(program.parent), str(Path(lookalike.__file__).parents[1])])
     command = [sys.executable, str(program), str(control), str(data_dir), "", str(pool), "15"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
-    try:
+    with child(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert address, "the front did not start"
         yield process, address
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 def test_what_was_accepted_outlives_a_kill_with_its_people(sample_pool: Path, tmp_path: Path) -> None:

@@ -82,13 +82,7 @@ def run_bench(
     watch = watch or Watch()
     with ExitStack() as hold:
         bench = Bench.open(
-            *(dataset_path, output),
-            samples=samples,
-            limit=limit,
-            grouped=grouped,
-            fresh=fresh,
-            watch=watch,
-            hold=hold,
+            dataset_path, output, samples=samples, limit=limit, grouped=grouped, fresh=fresh, watch=watch, hold=hold
         )
         if fresh:
             bench.folder.discard(systems)

@@ -18,10 +18,8 @@ _MARK = "\ufeff"  # which spreadsheets put before UTF-8
 def id_lines(lines: Iterable[str]) -> Iterator[str]:
     """Each line without blanks around it, so that it keeps its number; a head is a blank line, a mark is dropped."""
     rest = iter(lines)
-    for first in rest:
-        text = first.removeprefix(_MARK).strip()
-        return chain(["" if text.strip('"') == _HEAD else text], map(str.strip, rest))
-    return rest
+    first = next(rest, "").removeprefix(_MARK).strip()
+    return chain(["" if first.strip('"') == _HEAD else first], map(str.strip, rest))
 
 
 def no_integer(number: int, line: str, path: Path, *, field: str) -> InvalidInput:
